@@ -1,0 +1,1 @@
+"""The `asymvpr` command: one file a stage; heavy imports only after parsing."""

@@ -1,0 +1,190 @@
+"""Typed settings: the only home of defaults.
+
+YAML files, command-line flags and ROS parameters are all made from these models. Unknown keys
+are refused at every depth; precedence is flag > file > default; each stage saves the settings
+as resolved beside its result.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from asymvpr_core.errors import SettingsError
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys refused, every field described."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class KeyframeSettings(Settings):
+    """Which frames of a recording enter a gallery: a frame is kept when any limit is passed."""
+
+    min_distance_m: float = Field(1.0, ge=0.0, description="distance to the last keyframe [m] that makes a new one")
+    min_yaw_deg: float = Field(15.0, gt=0.0, le=180.0, description="turn since the last keyframe [deg] that makes a new one")
+    max_pose_gap_s: float = Field(0.5, gt=0.0, description="longest gap between poses [s] over which a pose is interpolated")
+
+
+class SourceSettings(Settings):
+    """How images and poses are read from a dataset that is a rosbag (ignored for folders and csv)."""
+
+    image_topic: str | None = Field(None, description="image topic; None: the only one in the bag")
+    pose_topic: str | None = Field(
+        None,
+        description="topic of Odometry, PoseStamped, PoseWithCovarianceStamped; None: the only one in the bag",
+    )
+    trajectory_file: Path | None = Field(None, description="TUM trajectory that gives the poses instead of a topic")
+    map_frame: str | None = Field(None, description="name of the frame of the poses; None: the topic's header.frame_id")
+    keyframes: KeyframeSettings | None = Field(KeyframeSettings(), description="None: every frame that has a pose")
+
+
+class GallerySettings(Settings):
+    """How a gallery is built."""
+
+    network: str = Field("efficientnet_lite2_gem", description="name of the gallery network")
+    batch_size: int = Field(16, ge=1, description="images per forward pass")
+    chunk_size: int = Field(128, ge=1, description="images per resumable chunk: a kill loses at most one")
+    projection_dim: int | None = Field(256, ge=1, description="dimension after the projection fitted on the gallery; None: no projection")
+    whitening: float = Field(0.5, ge=0.0, le=1.0, description="exponent of the whitening: 0 plain PCA, 1 full whitening")
+    descriptor_dtype: Literal["float32", "float16"] = Field("float32", description="type of the stored descriptors")
+    threads: int = Field(2, ge=1, description="CPU threads of the forward pass")
+
+
+class CellSettings(Settings):
+    """Places of a dataset without place ids: cells of position and heading."""
+
+    cell_size_m: float = Field(5.0, gt=0.0, description="side of a square position cell [m]")
+    heading_sectors: int = Field(4, ge=1, description="number of equal heading sectors; 1: heading is ignored")
+
+
+class AugmentationSettings(Settings):
+    """Random changes of the training image that imitate a revisit in other light and from beside."""
+
+    crop_scale_min: float = Field(0.6, gt=0.0, le=1.0, description="smallest area share of the random crop")
+    perspective: float = Field(0.15, ge=0.0, le=0.5, description="largest corner shift as a share of the image size")
+    brightness: float = Field(0.4, ge=0.0, le=1.0, description="largest relative change of brightness")
+    contrast: float = Field(0.4, ge=0.0, le=1.0, description="largest relative change of contrast")
+    saturation: float = Field(0.3, ge=0.0, le=1.0, description="largest relative change of saturation")
+    hue: float = Field(0.02, ge=0.0, le=0.5, description="largest shift of hue (share of the circle)")
+
+
+class TrainSettings(Settings):
+    """How a query network is trained against a gallery."""
+
+    query_network: str = Field("efficientnet_lite0_gem", description="name of the query network")
+    loss: Literal["asym", "asym+", "regression"] = Field("asym+", description="asym+ is L_asym with implicit embedding augmentation")
+    init: Literal["aligned", "random"] = Field("aligned", description="start of the last layer: closed-form alignment, or random")
+    epochs: int = Field(15, ge=0, description="passes over the gallery's images; 0: alignment only")
+    batch_size: int = Field(64, ge=2, description="images per step")
+    learning_rate: float = Field(5e-4, gt=0.0, description="AdamW learning rate at the start of the cosine")
+    learning_rate_end: float = Field(1e-4, ge=0.0, description="learning rate at the end of the cosine")
+    weight_decay: float = Field(1e-2, ge=0.0, description="AdamW weight decay")
+    temperature: float = Field(0.05, gt=0.0, description="softmax temperature tau of the paper")
+    gamma: float = Field(15.0, ge=0.0, description="strength of the implicit embedding augmentation (paper: 15)")
+    regression_weight: float = Field(0.0, ge=0.0, description="weight of a regression term ||q-g||^2 beside the contrast")
+    frozen_share: float = Field(0.0, ge=0.0, le=1.0, description="share of the backbone's blocks, from the first, that stays as it is")
+    augmentation: AugmentationSettings = AugmentationSettings()
+    cells: CellSettings = CellSettings()
+    workers: int = Field(1, ge=0, description="image-loading processes")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    threads: int = Field(2, ge=1, description="CPU threads of the training")
+
+
+class ExportSettings(Settings):
+    """How a query network becomes something that the robot runs."""
+
+    opset: int = Field(18, ge=18, description="ONNX opset; below 18 OpenVINO computes SALAD's log-sum-exp wrongly")
+    parity_images: int = Field(16, ge=1, description="real images on which the exported model is compared with torch")
+    min_cosine: float = Field(0.9999, gt=0.0, le=1.0, description="smallest cosine to the torch model that is accepted")
+
+
+class RuntimeSettings(Settings):
+    """How the robot runs the query model."""
+
+    runtime: Literal["onnxruntime"] = Field("onnxruntime", description="inference runtime")
+    threads: int = Field(1, ge=1, le=64, description="CPU threads of the query network")
+
+
+class MatcherSettings(Settings):
+    """When a query frame is declared to be at a place of the gallery."""
+
+    top_k: int = Field(5, ge=1, le=100, description="number of candidates per frame")
+    score_threshold: float = Field(0.5, ge=-1.0, le=1.0, description="smallest cosine that may be accepted")
+    exclude_time_s: float = Field(30.0, ge=0.0, description="keyframes closer in time than this [s] are no loop closure")
+    sequence: Literal["off", "vote"] = Field("vote", description="temporal agreement: off, or a vote over the last frames")
+    sequence_length: int = Field(5, ge=1, le=100, description="frames in the vote")
+    min_votes: int = Field(4, ge=1, le=100, description="frames of the vote whose candidates must agree with the match")
+    agreement_radius_m: float = Field(8.0, gt=0.0, description="candidates within this distance [m] agree")
+    agreement_yaw_deg: float = Field(45.0, gt=0.0, le=180.0, description="candidates within this yaw [deg] agree")
+    max_frame_gap_s: float = Field(3.0, gt=0.0, description="a pause between frames longer than this [s] starts a new vote")
+
+
+class NodeSettings(Settings):
+    """Parameters of the place-recognition node; the matcher's and the runtime's are declared beside them."""
+
+    gallery_path: str = Field("", description="folder of the gallery")
+    model_path: str = Field("", description="folder of the exported query model")
+    map_frame: str = Field("", description="frame of the published poses; empty: the gallery's own")
+    base_frame: str = Field("base_link", description="frame of the robot's base")
+    transport: Literal["raw", "compressed"] = Field("raw", description="subscribe to `image` or to `image/compressed`")
+    max_rate_hz: float = Field(0.0, ge=0.0, le=1000.0, description="most frames per second that are encoded [Hz]; 0: no limit")
+    max_image_age_s: float = Field(2.0, ge=0.0, description="older images [s] are dropped and counted; 0: no limit")
+    cooldown_s: float = Field(0.0, ge=0.0, description="shortest time between two published matches [s]")
+    autostart: bool = Field(True, description="configure and activate without a lifecycle manager")
+
+
+class EvaluationSettings(Settings):
+    """The protocol of an evaluation; printed with every result."""
+
+    radius_m: float = Field(25.0, gt=0.0, description="a gallery image within this distance [m] is a correct match")
+    max_yaw_deg: float | None = Field(None, gt=0.0, le=180.0, description="largest yaw difference [deg] of a correct match; None: not tested")
+    k: tuple[int, ...] = Field((1, 5, 10), min_length=1, description="the K of Recall@K")
+
+
+def make_settings(kind: type[S], file: Path | None = None, **flags: Any) -> S:
+    """Resolve settings of `kind`: flag (where not None) > YAML file > default.
+
+    Raises:
+        SettingsError: unknown key at any depth, wrong type, value out of range, unreadable file.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = _read_yaml(file)
+    values.update({name: value for name, value in flags.items() if value is not None})
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise SettingsError(_describe(kind, error), remedy=f"known settings: {', '.join(kind.model_fields)}") from error
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"settings file {file} cannot be read: {error.strerror}", remedy="give a readable YAML file") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"settings file {file} is not YAML: {' '.join(str(error).split())}", remedy="correct the file") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"settings file {file} holds a {type(values).__name__}", expected="a mapping of settings")
+    return values
+
+
+def _describe(kind: type[Settings], error: ValidationError) -> str:
+    problems = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"unknown setting '{name}'")
+        else:
+            problems.append(f"setting '{name}' is {item['input']!r}: {item['msg'].lower()}")
+    return f"{kind.__name__}: " + "; ".join(problems)

@@ -1,0 +1,1 @@
+"""The embedded default: a small rendered town and the whole story on it."""

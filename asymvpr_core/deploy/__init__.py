@@ -1,0 +1,1 @@
+"""From a trained query network to a descriptor on the robot."""

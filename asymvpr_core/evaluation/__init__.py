@@ -1,0 +1,1 @@
+"""Metrics, plots and reports; every metric states its protocol."""

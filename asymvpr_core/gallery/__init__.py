@@ -1,0 +1,1 @@
+"""Galleries: the descriptors, keyframes and poses of a mapped site."""

@@ -1,0 +1,137 @@
+"""The gallery on disk: descriptors, keyframes and poses behind one verified reader.
+
+Folder: `manifest.json`, `descriptors.npy` (N, D), `keyframes.csv`, `index.faiss`,
+`projection.npz` where the descriptors are projected, `images/` where the source was a bag.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from asymvpr_core.errors import ArtefactError
+from asymvpr_core.manifest import Manifest, read_manifest, verify_files
+from asymvpr_core.preprocess import read_image
+from asymvpr_core.types import IDENTITY_QUATERNION, Keyframe, Pose
+
+DESCRIPTORS, KEYFRAMES, INDEX, PROJECTION, IMAGES = "descriptors.npy", "keyframes.csv", "index.faiss", "projection.npz", "images"
+COLUMNS = (
+    "index", "name", "camera", "stamp_ns", "x", "y", "z", "qx", "qy", "qz", "qw", "heading_deg", "lat", "lon", "place_id",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A verified gallery, open for reading.
+
+    `descriptors` is (N, D) float32 or float16, L2-normalised, memory-mapped; row i belongs to
+    `keyframes[i]`, whose pose is that of the robot's base in `map_frame` at capture time.
+    """
+
+    path: Path
+    manifest: Manifest
+    descriptors: np.ndarray
+    keyframes: list[Keyframe]
+
+    @staticmethod
+    def open(path: Path, *, verify: bool = True) -> Gallery:
+        """Open a gallery; with `verify`, checksums of descriptors, keyframes and index are tested first.
+
+        Raises:
+            ArtefactError: missing, unfinished, damaged (naming the file), or inconsistent.
+        """
+        path = Path(path)
+        manifest = read_manifest(path, "gallery")
+        verify_files(path, manifest, [DESCRIPTORS, KEYFRAMES, INDEX] if verify else [])
+        try:
+            descriptors = np.load(path / DESCRIPTORS, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ArtefactError(f"{path / DESCRIPTORS} cannot be read: {error}", remedy="rebuild with 'asymvpr gallery build'") from error
+        keyframes = read_keyframes(path / KEYFRAMES)
+        shape = (len(keyframes), manifest.gallery_network.dimension)
+        if descriptors.shape != shape:
+            raise ArtefactError(
+                f"{path / DESCRIPTORS} has shape {descriptors.shape}", expected=f"{shape} by keyframes and manifest",
+                remedy="rebuild with 'asymvpr gallery build'",
+            )  # fmt: skip
+        return Gallery(path, manifest, descriptors, keyframes)
+
+    def __len__(self) -> int:
+        return len(self.keyframes)
+
+    @property
+    def map_frame(self) -> str:
+        """Name of the frame of all poses."""
+        return str(self.manifest.details["map_frame"])
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """(N, 3) float64, metres in the map frame; NaN where a keyframe has no pose."""
+        return np.array([k.pose.position if k.pose else (np.nan,) * 3 for k in self.keyframes], dtype=np.float64).reshape(-1, 3)
+
+    def image_path(self, index: int) -> Path:
+        """Path of the picture of keyframe `index`: in the gallery for bags, in the source folder otherwise."""
+        root = self.path / IMAGES if self.manifest.details["images_in_gallery"] else Path(self.manifest.inputs["source"])
+        return root / self.keyframes[index].name
+
+    def read_image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB picture of keyframe `index`. Raises ImageError when it cannot be read."""
+        return read_image(self.image_path(index))
+
+
+def write_keyframes(path: Path, keyframes: list[Keyframe]) -> None:
+    """Write keyframes as csv; empty fields mean unknown. Positions to 0.1 mm, quaternions to 1e-9."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for index, k in enumerate(keyframes):
+            pose = [""] * 7
+            if k.pose is not None:
+                pose = [f"{v:.4f}" for v in k.pose.position] + [f"{v:.9f}" for v in k.pose.quaternion]
+            lat_lon = ["", ""] if k.lat_lon_deg is None else [f"{v:.8f}" for v in k.lat_lon_deg]
+            heading = "" if k.heading_deg is None else f"{k.heading_deg:.3f}"
+            optional = ["" if v is None else v for v in (k.stamp_ns, k.place_id)]
+            writer.writerow([index, k.name, k.camera, optional[0], *pose, heading, *lat_lon, optional[1]])
+
+
+def read_keyframes(path: Path) -> list[Keyframe]:
+    """Read what `write_keyframes` wrote.
+
+    Raises:
+        ArtefactError: another header, a field that is no number, or a name that leaves the folder.
+    """
+    keyframes = []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            header = tuple(next(reader, ()))
+            if header != COLUMNS:
+                raise ArtefactError(f"{path} has columns {', '.join(header)}", expected=", ".join(COLUMNS))
+            for row in reader:
+                keyframes.append(_keyframe(dict(zip(COLUMNS, row, strict=True))))
+    except (ValueError, OSError, csv.Error) as error:
+        raise ArtefactError(f"{path} is damaged near row {len(keyframes)}: {error}", remedy="rebuild with 'asymvpr gallery build'") from error
+    return keyframes
+
+
+def _keyframe(row: dict[str, str]) -> Keyframe:
+    name = PurePosixPath(row["name"])
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(f"image name '{name}' leaves its folder")
+    pose = None
+    if row["x"]:
+        quaternion = tuple(float(row[c]) for c in ("qx", "qy", "qz", "qw")) if row["qw"] else IDENTITY_QUATERNION
+        pose = Pose((float(row["x"]), float(row["y"]), float(row["z"])), quaternion)  # type: ignore[arg-type]
+    return Keyframe(
+        name=row["name"],
+        pose=pose,
+        heading_deg=float(row["heading_deg"]) if row["heading_deg"] else None,
+        stamp_ns=int(row["stamp_ns"]) if row["stamp_ns"] else None,
+        camera=row["camera"],
+        lat_lon_deg=(float(row["lat"]), float(row["lon"])) if row["lat"] else None,
+        place_id=int(row["place_id"]) if row["place_id"] else None,
+    )

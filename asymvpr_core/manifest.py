@@ -1,0 +1,251 @@
+"""Manifests: what made an artefact, which files belong to it, and whether they are whole.
+
+An artefact is a folder with a `manifest.json`. It is built under a temporary name beside its
+final one and renamed when complete, so that a folder with a manifest is a finished artefact.
+Every reader verifies the files that it uses and names the one that is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from asymvpr_core import __version__
+from asymvpr_core.errors import ArtefactError
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+
+Kind = Literal["gallery", "model", "run"]
+_REBUILD = {"gallery": "asymvpr gallery build", "model": "asymvpr export", "run": "asymvpr train"}
+
+
+class FileEntry(BaseModel):
+    """Size and SHA-256 of one file of an artefact."""
+
+    model_config = ConfigDict(extra="forbid")
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class GalleryNetworkIdentity(BaseModel):
+    """What a descriptor is comparable with: network, weights, pre-processing and projection.
+
+    Two galleries with the same identity hold comparable descriptors; a query model is trained
+    for exactly one identity. `pair_id` is its short name.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    weights_sha256: str
+    preprocess: dict[str, Any]
+    projection_sha256: str | None
+    dimension: int = Field(ge=1)
+
+    @property
+    def pair_id(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 of the identity's canonical JSON."""
+        text = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.dimension}-D, pair {self.pair_id}"
+
+
+class Manifest(BaseModel):
+    """Contents of `manifest.json`; `details` holds what only this kind of artefact has."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Kind
+    format_version: int = FORMAT_VERSION
+    created: str
+    asymvpr_version: str = __version__
+    gallery_network: GalleryNetworkIdentity
+    settings: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    details: dict[str, Any] = {}
+    files: dict[str, FileEntry] = {}
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_stream(file)
+
+
+def _sha256_stream(file: Any) -> str:  # hashlib.file_digest came with Python 3.11
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def write_manifest(
+    folder: Path,
+    kind: Kind,
+    gallery_network: GalleryNetworkIdentity,
+    *,
+    settings: dict[str, Any] | None = None,
+    inputs: dict[str, Any] | None = None,
+    versions: dict[str, str] | None = None,
+    details: dict[str, Any] | None = None,
+) -> Manifest:
+    """Checksum every file in `folder` and write its manifest; the last step before the rename."""
+    files = {
+        path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+    manifest = Manifest(
+        kind=kind,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        gallery_network=gallery_network,
+        settings=settings or {},
+        inputs=inputs or {},
+        versions=versions or {},
+        details=details or {},
+        files=files,
+    )
+    write_text_atomically(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+    return manifest
+
+
+def read_manifest(folder: Path, kind: Kind) -> Manifest:
+    """Read and check the manifest of an artefact of `kind`; its files are not read yet.
+
+    Raises:
+        ArtefactError: no such folder, unfinished, not JSON, another kind, a newer format, or a
+            file name that leaves the folder.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST_NAME
+    remedy = f"build it with '{_REBUILD[kind]}'"
+    if not folder.is_dir():
+        raise ArtefactError(f"there is no {kind} folder {folder}", remedy=remedy)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{folder} has no {MANIFEST_NAME}, so it is no finished {kind}", remedy=remedy) from error
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from error
+    except ValueError as error:
+        raise ArtefactError(f"{path} is damaged: not JSON", remedy=remedy) from error
+    if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
+        raise ArtefactError(
+            f"{path} has format version {raw['format_version']}",
+            expected=f"at most {FORMAT_VERSION}",
+            remedy="update asymvpr, or build the artefact with this version",
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactError(f"{path} is damaged: '{where}': {first['msg'].lower()}", remedy=remedy) from error
+    if manifest.kind != kind:
+        raise ArtefactError(f"{folder} is a {manifest.kind}", expected=f"a {kind}", remedy=f"give the {kind}'s folder")
+    for name in manifest.files:
+        parts = PurePosixPath(name).parts
+        if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
+            raise ArtefactError(f"{path} lists '{name}', a path outside its folder", remedy="do not use this artefact")
+    return manifest
+
+
+def verify_files(folder: Path, manifest: Manifest, names: list[str] | None = None) -> None:
+    """Check presence, size and SHA-256 of the named files (None: all of them).
+
+    Raises:
+        ArtefactError: naming the first file that is missing, truncated, damaged or not listed.
+    """
+    for name in manifest.files if names is None else names:
+        path, entry = Path(folder) / name, manifest.files.get(name)
+        remedy = f"restore the file or rebuild with '{_REBUILD[manifest.kind]}'"
+        if entry is None:
+            raise ArtefactError(f"{folder} does not list '{name}' in its {MANIFEST_NAME}", remedy=remedy)
+        if not path.is_file():
+            raise ArtefactError(f"{path} is missing", remedy=remedy)
+        if path.stat().st_size != entry.bytes:
+            raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{entry.bytes}", remedy=remedy)
+        if sha256_of(path) != entry.sha256:
+            raise ArtefactError(f"{path} is damaged: its checksum differs from the manifest's", remedy=remedy)
+
+
+def check_pair(gallery: Manifest, model: Manifest, gallery_path: Path, model_path: Path) -> None:
+    """Refuse a query model that was trained for another gallery network than the gallery's.
+
+    Raises:
+        ArtefactError: naming both pairs.
+    """
+    if gallery.gallery_network.pair_id != model.gallery_network.pair_id:
+        raise ArtefactError(
+            f"gallery {gallery_path} was made by ({gallery.gallery_network}), "
+            f"query model {model_path} was trained for ({model.gallery_network})",
+            expected="a gallery and a model of one pair",
+            remedy="build the gallery with --projection-from the gallery that the model was trained on, or train a model for this gallery",
+        )
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `final` and rename it to `final` when the block succeeds.
+
+    On an error the temporary folder is removed, so that no half-written artefact remains.
+
+    Raises:
+        ArtefactError: `final` exists already, or its parent cannot be written.
+    """
+    final = Path(final)
+    refuse_existing(final)
+    staging: Path | None = None
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+        staging.chmod(0o755)  # mkdtemp makes 0700, which other users of a shared gallery cannot read
+        yield staging
+        finish_folder(staging, final)
+    except OSError as error:
+        raise unwritable(final, error) from error
+    finally:
+        if staging is not None and staging.exists():
+            shutil.rmtree(staging)
+
+
+def finish_folder(staging: Path, final: Path) -> None:
+    """Flush a complete staging folder to disk and give it its final name, atomically."""
+    for path in staging.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    os.rename(staging, final)
+
+
+def refuse_existing(final: Path) -> None:
+    """Raise ArtefactError when `final` exists and is not an empty folder."""
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise ArtefactError(f"{final} exists already", remedy="give another --out, or remove it first")
+
+
+def unwritable(path: Path, error: OSError) -> ArtefactError:
+    """The one-line error for a folder that cannot be written (permissions, disk full, …)."""
+    return ArtefactError(f"{path} cannot be written: {error.strerror or error}", remedy="free space or give another --out")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees either the old content or all of the new one."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

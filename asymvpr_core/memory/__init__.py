@@ -1,0 +1,1 @@
+"""The geographical memory bank: places and the statistics of their gallery descriptors."""

@@ -1,0 +1,1 @@
+"""From a query descriptor to an accepted or rejected match. Runs on the robot: no torch."""

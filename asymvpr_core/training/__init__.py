@@ -1,0 +1,1 @@
+"""Training a query network to speak the gallery network's language."""
