@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from asymvpr_core.errors import SettingsError
 
@@ -23,6 +23,8 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+
+WeatherName = Literal["day", "overcast", "rain", "fog", "evening"]
 
 
 class KeyframeSettings(Settings):
@@ -82,6 +84,8 @@ class TrainSettings(Settings):
     query_network: str = Field("efficientnet_lite0_gem", description="name of the query network")
     loss: Literal["asym", "asym+", "regression"] = Field("asym+", description="asym+ is L_asym with implicit embedding augmentation")
     init: Literal["aligned", "random"] = Field("aligned", description="start of the last layer: closed-form alignment, or random")
+    alignment_copies: int = Field(2, ge=0, description="augmented copies of every image that the alignment sees beside the image itself")
+    validation_share: float = Field(0.1, ge=0.0, le=0.5, description="share of the places that is held out to choose the best epoch")
     epochs: int = Field(15, ge=0, description="passes over the gallery's images; 0: alignment only")
     batch_size: int = Field(64, ge=2, description="images per step")
     learning_rate: float = Field(5e-4, gt=0.0, description="AdamW learning rate at the start of the cosine")
@@ -121,7 +125,7 @@ class MatcherSettings(Settings):
     exclude_time_s: float = Field(30.0, ge=0.0, description="keyframes closer in time than this [s] are no loop closure")
     sequence: Literal["off", "vote"] = Field("vote", description="temporal agreement: off, or a vote over the last frames")
     sequence_length: int = Field(5, ge=1, le=100, description="frames in the vote")
-    min_votes: int = Field(4, ge=1, le=100, description="frames of the vote whose candidates must agree with the match")
+    min_votes: int = Field(4, ge=1, le=100, description="frames of the vote, this one included, whose best must agree")
     agreement_radius_m: float = Field(8.0, gt=0.0, description="candidates within this distance [m] agree")
     agreement_yaw_deg: float = Field(45.0, gt=0.0, le=180.0, description="candidates within this yaw [deg] agree")
     max_frame_gap_s: float = Field(3.0, gt=0.0, description="a pause between frames longer than this [s] starts a new vote")
@@ -133,7 +137,6 @@ class NodeSettings(Settings):
     gallery_path: str = Field("", description="folder of the gallery")
     model_path: str = Field("", description="folder of the exported query model")
     map_frame: str = Field("", description="frame of the published poses; empty: the gallery's own")
-    base_frame: str = Field("base_link", description="frame of the robot's base")
     transport: Literal["raw", "compressed"] = Field("raw", description="subscribe to `image` or to `image/compressed`")
     max_rate_hz: float = Field(0.0, ge=0.0, le=1000.0, description="most frames per second that are encoded [Hz]; 0: no limit")
     max_image_age_s: float = Field(2.0, ge=0.0, description="older images [s] are dropped and counted; 0: no limit")
@@ -145,24 +148,87 @@ class EvaluationSettings(Settings):
     """The protocol of an evaluation; printed with every result."""
 
     radius_m: float = Field(25.0, gt=0.0, description="a gallery image within this distance [m] is a correct match")
-    max_yaw_deg: float | None = Field(None, gt=0.0, le=180.0, description="largest yaw difference [deg] of a correct match; None: not tested")
-    k: tuple[int, ...] = Field((1, 5, 10), min_length=1, description="the K of Recall@K")
+    max_yaw_deg: float | None = Field(None, gt=0.0, le=180.0, description="largest yaw difference [deg] of a correct match; None: any")
+    k: tuple[PositiveInt, ...] = Field((1, 5, 10), min_length=1, description="the K of Recall@K")
+
+
+# The sections of a settings file: one file holds the settings of all stages.
+SECTIONS: dict[str, type[Settings]] = {
+    "source": SourceSettings,
+    "gallery": GallerySettings,
+    "train": TrainSettings,
+    "export": ExportSettings,
+    "runtime": RuntimeSettings,
+    "matcher": MatcherSettings,
+    "evaluation": EvaluationSettings,
+}
+
+
+class TownSettings(Settings):
+    """The demo's rendered town and the two laps that are recorded in it.
+
+    Street corners are named like the squares of a chessboard: "B3" is the second column from
+    the west and the third row from the south. A route is a list of neighbouring corners.
+    """
+
+    seed: int = Field(7, ge=0, description="seed of the town, of what moves in it and of all noise")
+    columns: int = Field(4, ge=2, le=9, description="street corners from west to east")
+    rows: int = Field(3, ge=2, le=9, description="street corners from south to north")
+    street_spacing_m: float = Field(62.0, ge=40.0, le=200.0, description="distance between neighbouring corners [m]")
+    lookalike_streets: int = Field(2, ge=0, le=20, description="pairs of streets whose houses are nearly identical")
+    mapping_route: str = Field("A1 B1 C1 D1 D2 C2 B2 B3 A3", description="corners of the lap that the gallery is built from")
+    live_route: str = Field("A2 A1 B1 C1 C2 B2 B3 C3", description="corners of the live lap; some streets should be new to the map")
+    mapping_weather: WeatherName = Field("day", description="light and weather of the mapping lap")
+    live_weather: tuple[WeatherName, ...] = Field(
+        ("overcast", "rain", "evening"), min_length=1, description="light and weather of the live lap; several follow one another along it"
+    )
+    speed_m_s: float = Field(5.0, gt=0.0, le=20.0, description="speed on a straight street [m/s]; corners are taken slower")
+    frame_rate_hz: float = Field(10.0, gt=0.0, le=60.0, description="frames per second of the camera [Hz]")
+    max_frames: int | None = Field(None, ge=2, description="most frames of each lap; None: the whole route")
+    live_lateral_offset_m: float = Field(0.8, ge=-1.5, le=1.5, description="how far to the left of the mapping lane the live lap drives [m]")
+    heading_jitter_deg: float = Field(2.5, ge=0.0, le=20.0, description="standard deviation of the live camera's heading against the street [deg]")
+    image_width: int = Field(320, ge=32, le=1920, description="width of the pictures [px]")
+    image_height: int = Field(240, ge=24, le=1440, description="height of the pictures [px]")
+    horizontal_fov_deg: float = Field(90.0, ge=30.0, le=120.0, description="horizontal field of view [deg]")
+    camera_height_m: float = Field(1.2, ge=0.3, le=2.5, description="height of the camera above the street [m]")
+    jpeg_quality: int = Field(90, ge=30, le=100, description="quality of the recorded JPEG pictures")
+    odometry_rate_hz: float = Field(20.0, gt=0.0, le=200.0, description="wheel odometry and ground-truth poses per second [Hz]")
+    odometry_scale_error: float = Field(0.02, ge=-0.2, le=0.2, description="relative error of the wheel radius")
+    odometry_noise: float = Field(0.05, ge=0.0, le=1.0, description="standard deviation of the speed's noise as a share of the speed")
+    odometry_yaw_bias_deg_s: float = Field(0.1, ge=-5.0, le=5.0, description="constant error of the yaw rate [deg/s]")
+    odometry_yaw_noise_deg_s: float = Field(1.0, ge=0.0, le=20.0, description="standard deviation of the yaw rate's noise [deg/s]")
+    storage: Literal["sqlite3", "mcap"] = Field("sqlite3", description="storage format of the two bags")
+    processes: int = Field(2, ge=1, le=64, description="rendering processes; the pictures do not depend on it")
 
 
 def make_settings(kind: type[S], file: Path | None = None, **flags: Any) -> S:
-    """Resolve settings of `kind`: flag (where not None) > YAML file > default.
+    """Resolve settings of `kind`: flag (where not None) > section of the YAML file > default.
+
+    All sections of the file are checked, so that a misspelt name is refused whichever stage reads it first.
 
     Raises:
-        SettingsError: unknown key at any depth, wrong type, value out of range, unreadable file.
+        SettingsError: unknown section, unknown key at any depth, wrong type, value out of range, unreadable file.
     """
-    values: dict[str, Any] = {}
-    if file is not None:
-        values = _read_yaml(file)
-    values.update({name: value for name, value in flags.items() if value is not None})
+    sections = {} if file is None else _read_yaml(file)
+    used: dict[str, Any] = {}
+    for name, values in sections.items():
+        if name not in SECTIONS:
+            raise SettingsError(f"settings file {file}: unknown section '{name}'", remedy=f"known sections: {', '.join(SECTIONS)}")
+        if not isinstance(values, dict):
+            raise SettingsError(f"settings file {file}: section '{name}' is {values!r}", expected="a mapping of settings")
+        _resolve(SECTIONS[name], values, {})
+        if SECTIONS[name] is kind:
+            used = values
+    return _resolve(kind, used, flags)
+
+
+def _resolve(kind: type[S], values: dict[str, Any], flags: dict[str, Any]) -> S:
+    merged = values | {name: value for name, value in flags.items() if value is not None}
     try:
-        return kind(**values)
+        return kind.model_validate(merged)
     except ValidationError as error:
-        raise SettingsError(_describe(kind, error), remedy=f"known settings: {', '.join(kind.model_fields)}") from error
+        unknown = any(item["type"] == "extra_forbidden" for item in error.errors())
+        raise SettingsError(_describe(kind, error), remedy=f"known: {', '.join(kind.model_fields)}" if unknown else None) from error
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -175,7 +241,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise SettingsError(f"settings file {file} holds a {type(values).__name__}", expected="a mapping of settings")
+        raise SettingsError(f"settings file {file} holds a {type(values).__name__}", expected="sections of settings")
     return values
 
 

@@ -38,7 +38,8 @@ class Pose:
     @property
     def heading_deg(self) -> float:
         """Direction of the child's +x axis, clockwise from the parent's +y axis, in [0, 360)."""
-        return (90.0 - math.degrees(self.yaw_rad)) % 360.0
+        heading = (90.0 - math.degrees(self.yaw_rad)) % 360.0
+        return heading if heading < 360.0 else 0.0  # the modulo of a tiny negative number rounds to 360
 
     def distance_m(self, other: Pose) -> float:
         """Euclidean distance between the two positions, in metres."""

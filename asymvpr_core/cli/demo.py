@@ -1,0 +1,30 @@
+"""`asymvpr demo`: every stage once, on a rendered town or on the user's own data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asymvpr_core.cli.progress import terminal_progress
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the artefacts and the report", metavar="DIR")] = Path("demo_out"),
+    source: Annotated[
+        Path | None,
+        typer.Option(help="folder of your own data instead of the town: two bags, or two folders of named images", metavar="DIR"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the town and of the training")] = 0,
+) -> None:
+    """Run the whole story: gallery, training, export, the live node on a bag, report.
+
+    \b
+    Examples
+      asymvpr demo --out demo_out
+      asymvpr demo --source my_bags --out my_demo
+    """
+    from asymvpr_core.demo.story import run_demo
+
+    run_demo(out, source, seed, terminal_progress())

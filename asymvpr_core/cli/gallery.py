@@ -1,0 +1,114 @@
+"""`asymvpr gallery`: build a gallery, look at one, check one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
+from asymvpr_core.cli.progress import terminal_progress
+from asymvpr_core.config import GallerySettings, SourceSettings, make_settings
+
+app = typer.Typer(help="Build a gallery, look at one, check one.", no_args_is_help=True, rich_markup_mode=None)
+
+GalleryFolder = Annotated[Path, typer.Argument(help="folder of a gallery", metavar="DIR", show_default=False)]
+
+
+@app.command()
+def build(
+    source: Annotated[Path, typer.Argument(help="folder of @…@.jpg images, csv file, or rosbag2", metavar="SOURCE", show_default=False)],
+    out: Annotated[Path, out_option("the gallery")],
+    network: Annotated[str | None, setting(GallerySettings, "network")] = None,
+    image_topic: ImageTopic = None,
+    pose_topic: PoseTopic = None,
+    trajectory: Trajectory = None,
+    projection_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="gallery of the same network whose projection is re-used: a query model of that gallery then serves this one",
+            metavar="GALLERY",
+            show_default=False,
+        ),
+    ] = None,
+    projection_dim: Annotated[int | None, setting(GallerySettings, "projection_dim", none_is="0", min=0, metavar="N")] = None,
+    whitening: Annotated[float | None, setting(GallerySettings, "whitening")] = None,
+    weights: Weights = None,
+    batch_size: Annotated[int | None, setting(GallerySettings, "batch_size")] = None,
+    threads: Annotated[int | None, setting(GallerySettings, "threads")] = None,
+    config: Config = None,
+) -> None:
+    """Describe the images of SOURCE with the gallery network and write a gallery.
+
+    Give the same command again after a kill: at most one chunk of images is described twice.
+
+    \b
+    Examples
+      asymvpr gallery build images/database --out map
+      asymvpr gallery build mapping_bag --pose-topic /odom --out map
+      asymvpr gallery build site2_bag --trajectory slam.tum --projection-from map --out map2
+    """
+    settings = make_settings(
+        GallerySettings,
+        config,
+        network=network,
+        projection_dim=projection_dim or None,
+        whitening=whitening,
+        batch_size=batch_size,
+        threads=threads,
+    )
+    if projection_dim == 0:
+        settings = settings.model_copy(update={"projection_dim": None})
+    source_settings = make_settings(SourceSettings, config, image_topic=image_topic, pose_topic=pose_topic, trajectory_file=trajectory)
+
+    from asymvpr_core.datasets.source import open_source
+
+    dataset = open_source(source, source_settings)  # before torch is imported: a wrong path answers at once
+
+    from asymvpr_core.gallery.build import build_gallery
+
+    build_gallery(dataset, settings, out, projection_from=projection_from, weights=weights, progress=terminal_progress())
+    _print_summary(out)
+
+
+@app.command()
+def info(gallery: GalleryFolder) -> None:
+    """Print what a gallery holds and what made it."""
+    _print_summary(gallery)
+
+
+@app.command()
+def verify(gallery: GalleryFolder) -> None:
+    """Check every file of a gallery against its checksum, and that they fit together."""
+    from asymvpr_core.gallery.store import INDEX, Gallery
+    from asymvpr_core.manifest import read_manifest, verify_files
+    from asymvpr_core.retrieval.index import read_index
+
+    manifest = read_manifest(gallery, "gallery")
+    verify_files(gallery, manifest)
+    opened = Gallery.open(gallery, verify=False)
+    read_index(gallery / INDEX)
+    typer.echo(f"{gallery} is whole: {len(manifest.files)} files, {len(opened)} keyframes, pair {manifest.gallery_network.pair_id}")
+
+
+def _print_summary(path: Path) -> None:
+    from asymvpr_core.gallery.store import Gallery
+
+    gallery = Gallery.open(path, verify=False)
+    manifest = gallery.manifest
+    identity = manifest.gallery_network
+    rows = {
+        "gallery": path,
+        "keyframes": len(gallery),
+        "map frame": gallery.map_frame,
+        "network": identity.name,
+        "descriptors": f"{identity.dimension}-D {gallery.descriptors.dtype}",
+        "projection": "none" if identity.projection_sha256 is None else identity.projection_sha256[:12],
+        "pair": identity.pair_id,
+        "source": manifest.inputs.get("source", "unknown"),
+        "size": f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:.1f} MB in {len(manifest.files)} files",
+        "created": f"{manifest.created} by asymvpr {manifest.asymvpr_version}",
+    }
+    for name, value in rows.items():
+        typer.echo(f"{name:12} {value}")

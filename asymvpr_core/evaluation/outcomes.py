@@ -1,0 +1,110 @@
+"""What became of each frame of a run: a true match, a false one, a missed revisit, or rightly nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from asymvpr_core.evaluation.protocol import heading_difference_deg, horizontal_distance_m
+from asymvpr_core.types import ImageRecord, Keyframe, Match, MatchResult
+
+
+class Outcome(str, Enum):
+    """The four outcomes; an opportunity is a frame with a correct keyframe that was not excluded by time."""
+
+    TRUE = "true match"
+    FALSE = "false match"
+    MISSED = "missed"
+    REJECTED = "rightly rejected"
+
+
+@dataclass(frozen=True)
+class FrameOutcome:
+    """One frame, what the matcher said of it, and what it should have said.
+
+    `positives` are the gallery indices that would be correct. `judged` is the accepted match, or
+    else the best candidate; errors and `judged_correct` belong to it (NaN and False without one).
+    """
+
+    record: ImageRecord
+    result: MatchResult
+    positives: np.ndarray
+    latency_ms: float
+    position_error_m: float
+    heading_error_deg: float
+
+    @property
+    def judged(self) -> Match | None:
+        return self.result.match or (self.result.candidates[0] if self.result.candidates else None)
+
+    @property
+    def judged_correct(self) -> bool:
+        return self.judged is not None and self.judged.keyframe_index in self.positives
+
+    @property
+    def best_score(self) -> float:
+        """Score of the best candidate, before any threshold; -inf without one."""
+        return self.result.candidates[0].score if self.result.candidates else -np.inf
+
+    @property
+    def best_correct(self) -> bool:
+        return bool(self.result.candidates) and self.result.candidates[0].keyframe_index in self.positives
+
+    @property
+    def is_opportunity(self) -> bool:
+        return len(self.positives) > 0
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.result.accepted:
+            return Outcome.TRUE if self.judged_correct else Outcome.FALSE
+        return Outcome.MISSED if self.is_opportunity else Outcome.REJECTED
+
+
+def judge(
+    record: ImageRecord, result: MatchResult, positives: np.ndarray, latency_ms: float, keyframes: Sequence[Keyframe]
+) -> FrameOutcome:
+    """Compare what the matcher said of a frame with its ground truth."""
+    position_error_m = heading_error_deg = float("nan")
+    judged = result.match or (result.candidates[0] if result.candidates else None)
+    if judged is not None:
+        keyframe = keyframes[judged.keyframe_index]
+        position_error_m, heading_error_deg = horizontal_distance_m(record, keyframe), heading_difference_deg(record, keyframe)
+    return FrameOutcome(record, result, positives, latency_ms, position_error_m, heading_error_deg)
+
+
+def without_recent(positives: np.ndarray, stamp_ns: int, keyframes: Sequence[Keyframe], exclude_time_s: float) -> np.ndarray:
+    """The positives that the matcher may answer with: keyframes close in time are no loop closure, those without stamp stay."""
+    window_ns = round(exclude_time_s * 1e9)
+    stamps = [keyframes[i].stamp_ns for i in positives]
+    return np.array([i for i, s in zip(positives, stamps, strict=True) if s is None or abs(s - stamp_ns) >= window_ns], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class DetectionDelay:
+    """How long a revisit lasted before its first true match.
+
+    A stretch is an unbroken run of frames with an opportunity. `delays_s` holds the delay of each
+    stretch that was found, from its first frame.
+    """
+
+    n_stretches: int
+    delays_s: tuple[float, ...]
+
+
+def detection_delay(frames: Sequence[FrameOutcome]) -> DetectionDelay:
+    """Delay of every stretch of revisit opportunities; frames must be in order of time."""
+    n_stretches, delays, start_ns, found = 0, [], None, False
+    for frame in frames:
+        if not frame.is_opportunity:
+            start_ns = None
+            continue
+        if start_ns is None:
+            n_stretches, start_ns, found = n_stretches + 1, frame.result.stamp_ns, False
+        if frame.outcome is Outcome.TRUE and not found:
+            delays.append((frame.result.stamp_ns - start_ns) / 1e9)
+            found = True
+    return DetectionDelay(n_stretches, tuple(delays))

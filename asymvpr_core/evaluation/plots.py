@@ -1,0 +1,246 @@
+"""The report's figures, as SVG: map, precision-recall, score against distance, score along the run."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from asymvpr_core.evaluation.loop_closure import PrecisionRecall
+
+_INK, _MUTED, _GRID, _BUILDING = "#1f2933", "#66727f", "#e4e8ec", "#e9ecef"
+_CURVES = ("#1f6fb2", "#c7772b", "#7a5195", "#2f8f83", "#a23b5a")
+_WIDTH_IN = 7.6
+_MANY_POINTS = 4000  # beyond this a vector file grows past what a phone draws smoothly
+_FAR_M = 10_000.0  # UTM coordinates: show metres from a round origin instead of seven digits
+_STYLE = {
+    "font.size": 10, "axes.edgecolor": _MUTED, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _MUTED, "ytick.color": _MUTED,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "grid.color": _GRID, "grid.linewidth": 0.8,
+    "legend.frameon": False, "svg.hashsalt": "asymvpr", "axes.axisbelow": True,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PointStyle:
+    """How the points of one outcome look; shape differs too, so that a grey print keeps the meaning."""
+
+    colour: str
+    marker: str
+    size: float
+    order: int
+    link: bool = False  # draw a line to the matched keyframe
+
+
+GOOD = PointStyle("#16866b", "o", 20, 4, link=True)
+BAD = PointStyle("#cf3f2e", "X", 48, 6, link=True)
+MISSED = PointStyle("#e0a100", "v", 17, 3)
+NEUTRAL = PointStyle("#9aa5b1", "o", 9, 2)
+
+
+@dataclass(frozen=True)
+class PointGroup:
+    """Frames or queries of one outcome.
+
+    `xy` (P, 2) positions [m]; `matched_xy` (P, 2) positions of their matches, NaN without one;
+    `scores` and `distances_m` (P,) of the match; `times_s` (P,) since the start of the run.
+    """
+
+    label: str
+    style: PointStyle
+    xy: np.ndarray
+    matched_xy: np.ndarray
+    scores: np.ndarray
+    distances_m: np.ndarray
+    times_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def legend(self) -> str:
+        return f"{self.label} ({len(self.xy)})"
+
+
+def plot_map(groups: Sequence[PointGroup], gallery_xy: np.ndarray, background: Sequence[np.ndarray] = ()) -> bytes:
+    """SVG map in metres: gallery keyframes (N, 2), frames by outcome, a line from each match to its keyframe.
+
+    Args:
+        background: polygons (V, 2) [m] drawn beneath, such as outlines of buildings.
+    """
+    everything = np.concatenate([gallery_xy, *[group.xy for group in groups], *[polygon for polygon in background]])
+    low, high = np.nanmin(everything, axis=0), np.nanmax(everything, axis=0)
+    origin = np.where(np.abs(low) > _FAR_M, np.floor(low / 1000) * 1000, 0.0)
+    low, high = _widened(low, high)
+    span = high - low
+    height_in = min(0.9 * _WIDTH_IN * span[1] / span[0], 7.0) + 0.8
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(height_in)
+        if background:
+            polygons = [polygon - origin for polygon in background]
+            axes.add_collection(PolyCollection(polygons, facecolors=_BUILDING, edgecolors="#d3d9de", linewidths=0.6, zorder=0))
+        x, y = (gallery_xy - origin).T
+        axes.scatter(x, y, s=7, c="#8fb3d1", marker="s", linewidths=0, zorder=1, label=f"gallery ({len(gallery_xy)})")
+        for group in groups:
+            _draw_on_map(axes, group, origin)
+        axes.set_aspect("equal")
+        axes.set_xlim(low[0] - origin[0], high[0] - origin[0])
+        axes.set_ylim(low[1] - origin[1], high[1] - origin[1])
+        axes.set_xlabel(_axis_label("x", origin[0]))
+        axes.set_ylabel(_axis_label("y", origin[1]))
+        axes.grid(True)
+        _legend_above(figure, axes)
+        return _svg(figure)
+
+
+def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operating_point: tuple[float, float] | None = None) -> bytes:
+    """SVG of one or several precision-recall curves.
+
+    Args:
+        curves: (name, sweep), the first one drawn strongest.
+        operating_point: (recall, precision) of the accepted matches, marked on the plot.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(4.0)
+        for number, (name, sweep) in enumerate(curves):
+            colour = _CURVES[number % len(_CURVES)]
+            label = f"{name}, " + ("no opportunity" if sweep.average_precision is None else f"AP {sweep.average_precision:.3f}")
+            if len(sweep.recall):
+                recall, precision = np.concatenate([[0.0], sweep.recall]), np.concatenate([sweep.precision[:1], sweep.precision])
+                width = 2.0 if number == 0 else 1.5
+                axes.plot(recall, precision, drawstyle="steps-pre", color=colour, lw=width, label=label, zorder=3)
+            full = sweep.recall_at_full_precision
+            if full:
+                label = (f"{name}: " if len(curves) > 1 else "") + f"recall {100 * full:.1f} % at 100 % precision"
+                axes.plot([full], [1.0], "o", ms=8, mew=2, mfc="white", color=colour, label=label, zorder=4, clip_on=False)
+        if operating_point is not None:
+            recall_now, precision_now = operating_point
+            label = f"accepted matches: precision {100 * precision_now:.1f} %, recall {100 * recall_now:.1f} %"
+            axes.plot([recall_now], [precision_now], marker="D", ms=7, ls="none", color=_INK, label=label, zorder=5, clip_on=False)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("recall (share of the revisit opportunities)")
+        axes.set_ylabel("precision")
+        axes.grid(True)
+        axes.legend(loc="lower left")
+        return _svg(figure)
+
+
+def plot_score_distance(groups: Sequence[PointGroup], radius_m: float, threshold: float | None = None) -> bytes:
+    """SVG of the match's score against its distance [m]; linear up to the radius, logarithmic beyond."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(4.0)
+        for group in groups:
+            shown = np.isfinite(group.distances_m) & np.isfinite(group.scores)
+            _scatter(axes, group.distances_m[shown], group.scores[shown], group)
+        far = max((float(np.nanmax(g.distances_m)) for g in groups if np.isfinite(g.distances_m).any()), default=radius_m)
+        axes.set_xscale("symlog", linthresh=radius_m, linscale=1.0)
+        ticks = _distance_ticks(radius_m, max(far, 2 * radius_m))
+        axes.set_xticks(ticks, minor=False)
+        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlim(-0.02 * radius_m, max(far, 2 * radius_m) * 1.15)
+        axes.axvline(radius_m, color=_MUTED, lw=1.0, ls=(0, (4, 3)))
+        label = f" correct within {radius_m:g} m"
+        axes.annotate(label, (radius_m, 1.0), xycoords=("data", "axes fraction"), va="top", color=_MUTED, fontsize=8.5)
+        _draw_threshold(axes, threshold)
+        axes.set_xlabel(f"distance to the match [m] (logarithmic beyond {radius_m:g} m)")
+        axes.set_ylabel("score (cosine)")
+        axes.grid(True)
+        _legend_above(figure, axes)
+        return _svg(figure)
+
+
+def plot_timeline(groups: Sequence[PointGroup], threshold: float | None = None) -> bytes:
+    """SVG of the best score along the run [s], coloured by outcome."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(2.9)
+        for group in groups:
+            shown = np.isfinite(group.scores)
+            _scatter(axes, group.times_s[shown], group.scores[shown], group)
+        _draw_threshold(axes, threshold)
+        axes.set_xlabel("time since the first frame [s]")
+        axes.set_ylabel("score (cosine)")
+        axes.grid(True)
+        axes.margins(x=0.01)
+        _legend_above(figure, axes)
+        return _svg(figure)
+
+
+def _figure(height_in: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _widened(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds with a margin, never so narrow that the map becomes a strip."""
+    span = np.maximum(high - low, 1.0)
+    shown = 1.06 * np.maximum(span, [0.6 * span[1], 0.25 * span[0]])
+    centre = (low + high) / 2
+    return centre - shown / 2, centre + shown / 2
+
+
+def _svg(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=160)
+    return buffer.getvalue()
+
+
+def _draw_on_map(axes: Axes, group: PointGroup, origin: np.ndarray) -> None:
+    xy, matched = group.xy - origin, group.matched_xy - origin
+    if group.style.link and len(xy):
+        linked = np.isfinite(matched).all(axis=1)
+        lines = LineCollection(
+            list(np.stack([xy[linked], matched[linked]], axis=1)), colors=group.style.colour, linewidths=0.9, alpha=0.55,
+            zorder=group.style.order - 0.5, rasterized=len(xy) > _MANY_POINTS,
+        )  # fmt: skip
+        axes.add_collection(lines)
+    _scatter(axes, xy[:, 0], xy[:, 1], group)
+
+
+def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, group: PointGroup) -> None:
+    if len(group.xy) == 0:
+        return
+    style = group.style
+    axes.scatter(
+        x, y, s=style.size, c=style.colour, marker=style.marker, linewidths=0, alpha=0.85, zorder=style.order,
+        label=group.legend, rasterized=len(x) > _MANY_POINTS,
+    )  # fmt: skip
+
+
+def _draw_threshold(axes: Axes, threshold: float | None) -> None:
+    if threshold is None:
+        return
+    axes.axhline(threshold, color=_INK, lw=1.0, ls=(0, (1, 2)))
+    axes.annotate(
+        f"threshold {threshold:g} ", (1.0, threshold), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+        ha="right", va="bottom", fontsize=8.5, bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.75}, zorder=7,
+    )  # fmt: skip
+
+
+def _legend_above(figure: Figure, axes: Axes) -> None:
+    """As many columns as the width holds."""
+    handles, labels = axes.get_legend_handles_labels()
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(
+            handles, labels, loc="outside upper left", ncols=columns, fontsize=9, markerscale=1.2,
+            borderaxespad=0.2, handletextpad=0.2, columnspacing=0.9,
+        )  # fmt: skip
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def _axis_label(name: str, origin: float) -> str:
+    return f"{name} [m]" if origin == 0 else f"{name} - {origin:.0f} [m]"
+
+
+def _distance_ticks(radius_m: float, far_m: float) -> list[float]:
+    inside = [0.0, radius_m / 2, radius_m]
+    decades = range(math.floor(math.log10(radius_m)), math.ceil(math.log10(far_m)) + 1)
+    beyond = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+    return inside + [value for value in beyond if 1.5 * radius_m <= value <= far_m * 1.15]

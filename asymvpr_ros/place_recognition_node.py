@@ -1,0 +1,313 @@
+"""The place-recognition node: live camera frames in, place-match poses and loop closures out.
+
+A lifecycle node that configures and activates by itself unless `autostart` is false. It
+translates messages and owns parameters, timing and diagnostics; the algorithm is
+`asymvpr_core.retrieval.recogniser`. See docs/ros_interface.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
+from rclpy.duration import Duration
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.logging import get_logger
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from asymvpr_core.errors import AsymvprError
+from asymvpr_core.retrieval.matcher import Matcher
+from asymvpr_core.retrieval.recogniser import PlaceRecogniser
+from asymvpr_ros.conversions import cv_bridge_works, rgb_of, stamp_ns
+from asymvpr_ros.diagnostics import NodeStatus
+from asymvpr_ros.frame_worker import Frame, FrameWorker
+from asymvpr_ros.outputs import Answer, Output, destroy_outputs, make_outputs
+from asymvpr_ros.parameters import NodeParameters, ResolvedSettings
+from asymvpr_ros.shutdown import spin_until, start_ros
+
+_REPORT_PERIOD_S = 1.0
+_WARNING_PERIOD_S = 5.0
+_TRANSPORTS: dict[str, tuple[str, Any]] = {"raw": ("image", Image), "compressed": ("image/compressed", CompressedImage)}
+
+
+class PlaceRecognitionNode(LifecycleNode):
+    """Matches the frames of one camera against a gallery.
+
+    Raises:
+        SettingsError: a parameter given at start is unknown, of the wrong type or out of range.
+    """
+
+    def __init__(self, **node_options: Any):
+        super().__init__("place_recognition", **node_options)
+        self._recogniser: PlaceRecogniser | None = None
+        self._worker: FrameWorker | None = None
+        self._outputs: list[Output] = []
+        self._subscription: Any = None
+        self._map_frame = ""
+        self._announced_ns: int | None = None
+        self._status = NodeStatus(self.get_fully_qualified_name())
+        self._parameters = NodeParameters(self, check=self._check_settings, apply=self._apply_settings)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # A steady clock: diagnostics must come even when simulated time stands still.
+        self._report_timer = self.create_timer(_REPORT_PERIOD_S, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        backwards = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
+        self._jump_handle = self.get_clock().create_jump_callback(backwards, post_callback=self._on_clock_jump)
+
+    @property
+    def autostart(self) -> bool:
+        """Whether the node configures and activates by itself."""
+        return self._parameters.resolved.node.autostart
+
+    def start(self) -> None:
+        """Configure and, where that succeeds, activate."""
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    # Lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Open gallery and model; a refusal keeps its reason in log and diagnostics."""
+        settings = self._parameters.resolved
+        try:
+            recogniser = PlaceRecogniser.open(
+                Path(settings.node.gallery_path), Path(settings.node.model_path), settings.matcher, settings.runtime
+            )
+        except AsymvprError as error:
+            return self._refuse(str(error))
+        except Exception as error:  # rclpy would swallow it without a word
+            self.get_logger().error(traceback.format_exc())
+            return self._refuse(f"unexpected {type(error).__name__} while configuring: {error}")
+        self._recogniser = recogniser
+        self._map_frame = settings.node.map_frame or recogniser.gallery.map_frame
+        self._outputs = make_outputs(self)
+        self._parameters.configured = True
+        identity = recogniser.gallery.manifest.gallery_network
+        self._status.identify(
+            {
+                "pair_id": identity.pair_id,
+                "gallery": str(recogniser.gallery.path),
+                "gallery_network": identity.name,
+                "gallery_keyframes": str(len(recogniser.gallery)),
+                "model": str(recogniser.model.path),
+                "map_frame": self._map_frame,
+                "image_conversion": "cv_bridge" if cv_bridge_works() else "asymvpr_core",
+            }
+        )
+        self._status.entered("inactive")
+        self.get_logger().info(
+            f"gallery {recogniser.gallery.path}: {len(recogniser.gallery)} keyframes in frame '{self._map_frame}', network {identity}"
+        )
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Listen to the camera."""
+        result = super().on_activate(state)  # the publishers first: the first frame may come at once
+        settings = self._parameters.resolved.node
+        self._announced_ns = None
+        self._status.begin_run()
+        self._worker = FrameWorker(self._process, self._forget_frames, settings.max_rate_hz)
+        self._worker.start()
+        topic, message_type = _TRANSPORTS[settings.transport]
+        newest_only = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self._subscription = self.create_subscription(
+            message_type, topic, self._on_image, newest_only, qos_overriding_options=QoSOverridingOptions.with_default_policies()
+        )
+        self._status.entered("active")
+        self.get_logger().info(f"listening to {self._subscription.topic_name}")
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop listening; the frame in work is finished first."""
+        self._stop_listening()
+        self._status.entered("inactive")
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let gallery and model go."""
+        result = super().on_cleanup(state)
+        self._release()
+        self._status.entered("unconfigured")
+        return result
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and let everything go, from whatever state."""
+        self._stop_listening()
+        self._release()
+        self._status.entered("finalized")
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """After a failed transition, be unconfigured again."""
+        self._stop_listening()
+        self._release()
+        self._status.entered("unconfigured", "a transition failed; see the log")
+        return TransitionCallbackReturn.SUCCESS
+
+    def close(self) -> None:
+        """End the worker thread and destroy the node."""
+        self._stop_listening()
+        self._release()
+        self.destroy_node()
+
+    def _refuse(self, reason: str) -> TransitionCallbackReturn:
+        self._status.entered("unconfigured", reason)
+        self.get_logger().error(f"refused to configure: {reason}")
+        self._report()
+        return TransitionCallbackReturn.FAILURE
+
+    def _stop_listening(self) -> None:
+        if self._subscription is not None:
+            self.destroy_subscription(self._subscription)
+            self._subscription = None
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+    def _release(self) -> None:
+        destroy_outputs(self, self._outputs)
+        self._outputs, self._recogniser = [], None
+        self._parameters.configured = False
+        self._status.identify({})
+
+    # Frames
+
+    def _on_image(self, message: Image | CompressedImage) -> None:
+        self._status.received()
+        if self._worker is not None:
+            self._worker.submit(Frame(message, time.monotonic()))
+
+    def _process(self, frame: Frame) -> None:
+        """Match one frame and publish the answer; runs in the worker's thread and never raises."""
+        stamp = stamp_ns(frame.message.header.stamp)
+        reason = self._wrong_stamp(stamp)
+        if reason is not None:
+            self._status.stale(reason)
+            self.get_logger().warning(f"frame skipped: {reason}", throttle_duration_sec=_WARNING_PERIOD_S)
+            return
+        try:
+            self._match(frame, stamp)
+        except AsymvprError as error:
+            self._status.failed(str(error))
+            self.get_logger().warning(f"frame skipped: {error}", throttle_duration_sec=_WARNING_PERIOD_S)
+        except Exception as error:  # one frame must not end the robot's localisation
+            self._status.failed(f"unexpected {type(error).__name__}: {error}")
+            self.get_logger().error(f"frame skipped:\n{traceback.format_exc()}", throttle_duration_sec=_WARNING_PERIOD_S)
+
+    def _match(self, frame: Frame, stamp: int) -> None:
+        assert self._recogniser is not None  # the worker lives only while the node is configured
+        result = self._recogniser.process(rgb_of(frame.message), stamp)
+        closure = self._recogniser.loop_closure(result) if result.accepted else None
+        cooling_s = self._cooling_s(stamp) if result.accepted else 0.0
+        announce = result.accepted and cooling_s <= 0
+        if announce:
+            self._announced_ns = stamp
+        answer = Answer(result, closure, self._map_frame, announce)
+        for output in self._outputs:
+            output.publish(answer)
+        reason = result.reason + (f"; not published, cooldown for {cooling_s:.2f} s more" if cooling_s > 0 else "")
+        self._status.decided(
+            accepted=result.accepted,
+            published=announce,
+            reason=reason,
+            latency_s=time.monotonic() - frame.received_s,
+            image_age_s=self._age_s(stamp),
+        )
+        self.get_logger().debug(f"frame {stamp}: {'accepted' if result.accepted else 'rejected'}: {reason}")
+
+    def _cooling_s(self, stamp: int) -> float:
+        """Seconds that are left of the cooldown, by image stamps; 0 or less when it is over."""
+        if self._announced_ns is None or stamp < self._announced_ns:
+            return 0.0
+        return self._parameters.resolved.node.cooldown_s - (stamp - self._announced_ns) / 1e9
+
+    def _age_s(self, stamp: int) -> float | None:
+        """Age of an image by the node's clock; None while simulated time has not begun."""
+        now_ns = self.get_clock().now().nanoseconds
+        return (now_ns - stamp) / 1e9 if now_ns > 0 else None
+
+    def _wrong_stamp(self, stamp: int) -> str | None:
+        """Why a frame of this stamp must not be matched, or None."""
+        limit_s, age_s = self._parameters.resolved.node.max_image_age_s, self._age_s(stamp)
+        if stamp <= 0:
+            return "the image has no stamp; the camera driver must fill header.stamp"
+        if limit_s == 0 or age_s is None:
+            return None
+        remedy = "set use_sim_time and publish /clock for a bag, or correct the clocks"
+        if age_s > limit_s:
+            return f"the image is {age_s:.3f} s old, at most {limit_s:g} s are allowed (max_image_age_s); {remedy}"
+        if age_s < -limit_s:
+            return f"the image's stamp lies {-age_s:.3f} s in the future; {remedy}"
+        return None
+
+    def _forget_frames(self) -> None:
+        """Clear what earlier frames left; runs in the worker's thread, between two frames."""
+        self._announced_ns = None
+        if self._recogniser is not None:
+            self._recogniser.reset()
+
+    def _on_clock_jump(self, jump: TimeJump) -> None:
+        if self._worker is None:
+            return
+        self._worker.request_reset()
+        self._status.clock_jumped_back()
+        self.get_logger().warning("the clock went back or changed its source; frames seen so far are forgotten")
+
+    # Settings and diagnostics
+
+    def _check_settings(self, settings: ResolvedSettings) -> None:
+        if self._recogniser is not None:
+            Matcher(self._recogniser.gallery, self._recogniser.index, settings.matcher)
+
+    def _apply_settings(self, settings: ResolvedSettings) -> None:
+        if self._recogniser is not None and self._recogniser.matcher.settings != settings.matcher:
+            # Safe beside the worker's thread: one assignment, and a frame sees the old matcher or the new one.
+            self._recogniser.change_settings(settings.matcher)
+        if self._worker is not None:
+            self._worker.max_rate_hz = settings.node.max_rate_hz
+
+    def _report(self) -> None:
+        topic = self.resolve_topic_name(_TRANSPORTS[self._parameters.resolved.node.transport][0])
+        worker = self._worker
+        status = self._status.report(
+            topic=topic,
+            publishers=self.count_publishers(topic),
+            superseded=0 if worker is None else worker.superseded,
+            rate_limited=0 if worker is None else worker.rate_limited,
+        )
+        now = self.get_clock().now().to_msg()
+        self._diagnostics.publish(DiagnosticArray(header=Header(stamp=now), status=[status]))
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM: 0, or 1 where a parameter is refused."""
+    stop = start_ros(args)
+    try:
+        try:
+            node = PlaceRecognitionNode()
+        except AsymvprError as error:
+            get_logger("place_recognition").fatal(str(error))
+            return 1
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        if node.autostart:
+            node.start()
+        spin_until(executor, stop)
+        executor.shutdown()
+        node.close()
+        return 0
+    finally:
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

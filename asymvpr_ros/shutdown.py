@@ -1,0 +1,50 @@
+"""Clean ends: SIGINT and SIGTERM set a flag, and the process leaves its loop by itself.
+
+rclpy's own handlers shut the context down at once, under the feet of a thread that publishes.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+
+import rclpy
+from rclpy.executors import Executor
+from rclpy.signals import SignalHandlerOptions
+
+# How late a signal is noticed while nothing arrives: rclpy's wait does not return for one.
+_POLL_S = 0.1
+
+
+class StopRequest:
+    """Set by SIGINT or SIGTERM; a second signal changes nothing, because the end is under way."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._event.set()
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until a signal comes or the time is over; whether a signal has come."""
+        return self._event.wait(max(seconds, 0.0))
+
+
+def start_ros(args: list[str] | None = None) -> StopRequest:
+    """Initialise rclpy without its signal handlers and give the request that ours set."""
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    return StopRequest()
+
+
+def spin_until(executor: Executor, stop: StopRequest, done: Callable[[], bool] = lambda: False) -> None:
+    """Run callbacks until a signal comes or `done` is true."""
+    while not stop.requested and not done():
+        executor.spin_once(timeout_sec=_POLL_S)

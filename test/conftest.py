@@ -1,0 +1,25 @@
+"""What every test needs before its first import: the repository on the path, and a private ROS 2."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # the tests run without an installation too
+
+# Read by rclpy and Fast DDS when they are first imported, and inherited by the nodes that tests start.
+# A domain of this process's own: nothing else on the machine or network may answer.
+os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ["RMW_IMPLEMENTATION"] = "rmw_fastrtps_cpp"
+os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(REPOSITORY / "config" / "fastdds_shm.xml")
+os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"
+os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="asymvpr_test_ros_log_")
+atexit.register(shutil.rmtree, os.environ["ROS_LOG_DIR"], ignore_errors=True)
+# The ROS 2 wheels of the package registry do not announce themselves to ament_index.
+os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
