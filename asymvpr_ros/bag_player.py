@@ -186,7 +186,7 @@ def _parse(args: Sequence[str]) -> tuple[Path, PlayOptions]:
     parser.add_argument("--clock-hz", type=_not_negative, default=100.0, help="rate of /clock in the bag's time; 0: none (default 100)")
     parser.add_argument("--start-s", type=_not_negative, default=0.0, help="leave out this much of the start [s]")
     parser.add_argument("--duration-s", type=_positive, help="play this much [s]")
-    parser.add_argument("--wait-for", nargs="+", default=[], metavar="TOPIC", help="wait until these have a subscriber (default: any of the played)")
+    parser.add_argument("--wait-for", nargs="+", default=[], metavar="TOPIC", help="wait for subscribers of all these (default: of any)")
     parser.add_argument("--wait-timeout-s", type=_not_negative, default=10.0, help="longest wait for subscribers [s] (default 10)")
     given = vars(parser.parse_args(args))
     return given.pop("bag"), PlayOptions(**given)

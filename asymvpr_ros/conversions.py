@@ -21,8 +21,8 @@ from asymvpr_core.errors import ImageError
 from asymvpr_core.types import Pose
 
 _SECOND_NS = 1_000_000_000
-# cv_bridge knows no colour for the others (8UC3, 16UC1, …) and refuses to make rgb8 of them.
-_CV_BRIDGE_ENCODINGS = frozenset({"rgb8", "bgr8", "rgba8", "bgra8", "mono8"})
+# Encodings that cv_bridge turns into rgb8, with their channels; of 8UC3, 16UC1, … it knows no colour.
+_CV_BRIDGE_CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
 ImageConverter = Callable[[Image], np.ndarray]
 
 
@@ -82,8 +82,12 @@ def with_pixel_formats(message: Image) -> np.ndarray:
 
 
 def with_cv_bridge(message: Image) -> np.ndarray:
-    """Convert with cv_bridge where it knows the colour of the encoding, else with the core's code."""
-    if message.encoding not in _CV_BRIDGE_ENCODINGS or message.height == 0 or message.width == 0:
+    """Convert with cv_bridge what it is sure to get right, the rest with the core's code.
+
+    Some releases shift the rows when their padding is no whole number of pixels.
+    """
+    packed = message.step == message.width * _CV_BRIDGE_CHANNELS.get(message.encoding, -1)
+    if not packed or message.height == 0 or message.width == 0:
         return with_pixel_formats(message)
     try:
         return np.ascontiguousarray(_bridge().imgmsg_to_cv2(message, desired_encoding="rgb8"))
@@ -93,9 +97,8 @@ def with_cv_bridge(message: Image) -> np.ndarray:
 
 @functools.cache
 def cv_bridge_works() -> bool:
-    """Whether cv_bridge imports and turns a picture with padded rows into the right one; NumPy 2 breaks some builds."""
-    padded = bytes([1, 2, 3, 0, 4, 5, 6, 0])
-    message = Image(height=2, width=1, encoding="bgr8", step=4, data=padded)
+    """Whether cv_bridge imports and converts a small picture rightly; NumPy 2 breaks some builds."""
+    message = Image(height=2, width=1, encoding="bgr8", step=3, data=bytes([1, 2, 3, 4, 5, 6]))
     try:
         return bool(np.array_equal(_bridge().imgmsg_to_cv2(message, desired_encoding="rgb8"), [[[3, 2, 1]], [[6, 5, 4]]]))
     except Exception:  # whatever fails here, the answer is that it does not work

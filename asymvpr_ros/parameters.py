@@ -14,7 +14,7 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from asymvpr_core.config import MatcherSettings, NodeSettings, RuntimeSettings, Settings, make_settings
+from asymvpr_core.config import MatcherSettings, NodeSettings, RuntimeSettings, Settings, is_yaml_off, make_settings
 from asymvpr_core.errors import AsymvprError, SettingsError
 
 GROUPS: tuple[type[Settings], ...] = (NodeSettings, MatcherSettings, RuntimeSettings)
@@ -46,10 +46,12 @@ class NodeParameters:
     def __init__(self, node: Node, *, check: Callable[[ResolvedSettings], None], apply: Callable[[ResolvedSettings], None]):
         self._node, self._check, self._apply = node, check, apply
         self.configured = False
+        given = getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to see them
         for name, field in fields().items():
-            _declare(node, name, field)
-        _refuse_unknown(node)
+            _declare(node, name, field, given.get(name))
+        _refuse_unknown(node, given)
         self.resolved = resolve(self._values())
+        node.add_pre_set_parameters_callback(_read_off)
         node.add_on_set_parameters_callback(self._veto)
         node.add_post_set_parameters_callback(self._changed)
 
@@ -124,21 +126,32 @@ def descriptor_of(name: str, field: FieldInfo) -> ParameterDescriptor:
     return descriptor
 
 
-def _declare(node: Node, name: str, field: FieldInfo) -> None:
-    default = list(field.default) if isinstance(field.default, tuple) else field.default
+def _read_off(parameters: list[Parameter]) -> list[Parameter]:
+    """The parameters, with "off" in place of the false that ROS makes of `-p sequence:=off`."""
+    known = fields()
+    return [Parameter(p.name, value="off") if p.name in known and is_yaml_off(known[p.name], p.value) else p for p in parameters]
+
+
+def _declare(node: Node, name: str, field: FieldInfo, given: Parameter | None) -> None:
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    is_off = given is not None and is_yaml_off(field, given.value)
     try:
-        node.declare_parameter(name, default, descriptor_of(name, field))
+        node.declare_parameter(name, "off" if is_off else value, descriptor_of(name, field), ignore_override=is_off)
     except InvalidParameterTypeException as error:
         kind = parameter_type(field).name.lower()
         hint = ", with a decimal point" if kind == "double" else ""
-        raise SettingsError(str(error).rstrip("."), remedy=f"give '{name}' as a {kind}{hint}") from error
+        raise SettingsError(f"parameter '{name}' is refused: {_reason(error, name)}", remedy=f"give a {kind}{hint}") from error
     except InvalidParameterValueException as error:
-        raise SettingsError(" ".join(str(error).split()).rstrip("."), remedy=f"correct '{name}'") from error
+        raise SettingsError(f"parameter '{name}' is refused: {_reason(error, name)}", remedy="correct the value") from error
 
 
-def _refuse_unknown(node: Node) -> None:
+def _reason(error: Exception, name: str) -> str:
+    """rclpy's message without the parameter's name at its end."""
+    return " ".join(str(error).split()).removesuffix(f": {name}").rstrip(".")
+
+
+def _refuse_unknown(node: Node, given: Mapping[str, Parameter]) -> None:
     """ROS ignores a value for a parameter that nobody declares, and so hides a misspelt name."""
-    given = getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to see them
     unknown = sorted(name for name in given if not node.has_parameter(name) and not name.startswith("qos_overrides."))
     if unknown:
         raise SettingsError(

@@ -7,9 +7,11 @@ translates messages and owns parameters, timing and diagnostics; the algorithm i
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,23 @@ from asymvpr_ros.shutdown import spin_until, start_ros
 
 _REPORT_PERIOD_S = 1.0
 _WARNING_PERIOD_S = 5.0
+Transition = Callable[["PlaceRecognitionNode", LifecycleState], TransitionCallbackReturn]
 _TRANSPORTS: dict[str, tuple[str, Any]] = {"raw": ("image", Image), "compressed": ("image/compressed", CompressedImage)}
+
+
+def _reports_faults(transition: Transition) -> Transition:
+    """Keep the reason of an unexpected error in a transition, which rclpy would swallow."""
+
+    @functools.wraps(transition)
+    def wrapped(node: PlaceRecognitionNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(node, state)
+        except Exception as error:
+            node._fault = f"{transition.__name__} failed with {type(error).__name__}: {error}"
+            node.get_logger().error(traceback.format_exc())
+            return TransitionCallbackReturn.ERROR
+
+    return wrapped
 
 
 class PlaceRecognitionNode(LifecycleNode):
@@ -54,9 +72,10 @@ class PlaceRecognitionNode(LifecycleNode):
         self._outputs: list[Output] = []
         self._subscription: Any = None
         self._map_frame = ""
+        self._fault = ""
         self._announced_ns: int | None = None
         self._status = NodeStatus(self.get_fully_qualified_name())
-        self._parameters = NodeParameters(self, check=self._check_settings, apply=self._apply_settings)
+        self._settings = NodeParameters(self, check=self._check_settings, apply=self._apply_settings)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # A steady clock: diagnostics must come even when simulated time stands still.
         self._report_timer = self.create_timer(_REPORT_PERIOD_S, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -66,7 +85,7 @@ class PlaceRecognitionNode(LifecycleNode):
     @property
     def autostart(self) -> bool:
         """Whether the node configures and activates by itself."""
-        return self._parameters.resolved.node.autostart
+        return self._settings.resolved.node.autostart
 
     def start(self) -> None:
         """Configure and, where that succeeds, activate."""
@@ -75,22 +94,20 @@ class PlaceRecognitionNode(LifecycleNode):
 
     # Lifecycle
 
+    @_reports_faults
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Open gallery and model; a refusal keeps its reason in log and diagnostics."""
-        settings = self._parameters.resolved
+        settings = self._settings.resolved
         try:
             recogniser = PlaceRecogniser.open(
                 Path(settings.node.gallery_path), Path(settings.node.model_path), settings.matcher, settings.runtime
             )
         except AsymvprError as error:
             return self._refuse(str(error))
-        except Exception as error:  # rclpy would swallow it without a word
-            self.get_logger().error(traceback.format_exc())
-            return self._refuse(f"unexpected {type(error).__name__} while configuring: {error}")
         self._recogniser = recogniser
         self._map_frame = settings.node.map_frame or recogniser.gallery.map_frame
         self._outputs = make_outputs(self)
-        self._parameters.configured = True
+        self._settings.configured = True
         identity = recogniser.gallery.manifest.gallery_network
         self._status.identify(
             {
@@ -109,10 +126,11 @@ class PlaceRecognitionNode(LifecycleNode):
         )
         return super().on_configure(state)
 
+    @_reports_faults
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Listen to the camera."""
         result = super().on_activate(state)  # the publishers first: the first frame may come at once
-        settings = self._parameters.resolved.node
+        settings = self._settings.resolved.node
         self._announced_ns = None
         self._status.begin_run()
         self._worker = FrameWorker(self._process, self._forget_frames, settings.max_rate_hz)
@@ -126,12 +144,14 @@ class PlaceRecognitionNode(LifecycleNode):
         self.get_logger().info(f"listening to {self._subscription.topic_name}")
         return result
 
+    @_reports_faults
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop listening; the frame in work is finished first."""
         self._stop_listening()
         self._status.entered("inactive")
         return super().on_deactivate(state)
 
+    @_reports_faults
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Let gallery and model go."""
         result = super().on_cleanup(state)
@@ -150,7 +170,8 @@ class PlaceRecognitionNode(LifecycleNode):
         """After a failed transition, be unconfigured again."""
         self._stop_listening()
         self._release()
-        self._status.entered("unconfigured", "a transition failed; see the log")
+        self._status.entered("unconfigured", self._fault)
+        self._report()
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
@@ -176,7 +197,7 @@ class PlaceRecognitionNode(LifecycleNode):
     def _release(self) -> None:
         destroy_outputs(self, self._outputs)
         self._outputs, self._recogniser = [], None
-        self._parameters.configured = False
+        self._settings.configured = False
         self._status.identify({})
 
     # Frames
@@ -228,7 +249,7 @@ class PlaceRecognitionNode(LifecycleNode):
         """Seconds that are left of the cooldown, by image stamps; 0 or less when it is over."""
         if self._announced_ns is None or stamp < self._announced_ns:
             return 0.0
-        return self._parameters.resolved.node.cooldown_s - (stamp - self._announced_ns) / 1e9
+        return self._settings.resolved.node.cooldown_s - (stamp - self._announced_ns) / 1e9
 
     def _age_s(self, stamp: int) -> float | None:
         """Age of an image by the node's clock; None while simulated time has not begun."""
@@ -237,7 +258,7 @@ class PlaceRecognitionNode(LifecycleNode):
 
     def _wrong_stamp(self, stamp: int) -> str | None:
         """Why a frame of this stamp must not be matched, or None."""
-        limit_s, age_s = self._parameters.resolved.node.max_image_age_s, self._age_s(stamp)
+        limit_s, age_s = self._settings.resolved.node.max_image_age_s, self._age_s(stamp)
         if stamp <= 0:
             return "the image has no stamp; the camera driver must fill header.stamp"
         if limit_s == 0 or age_s is None:
@@ -276,7 +297,7 @@ class PlaceRecognitionNode(LifecycleNode):
             self._worker.max_rate_hz = settings.node.max_rate_hz
 
     def _report(self) -> None:
-        topic = self.resolve_topic_name(_TRANSPORTS[self._parameters.resolved.node.transport][0])
+        topic = self.resolve_topic_name(_TRANSPORTS[self._settings.resolved.node.transport][0])
         worker = self._worker
         status = self._status.report(
             topic=topic,

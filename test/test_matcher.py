@@ -68,10 +68,10 @@ def test_threshold_is_inclusive_and_reported(score, accepted):
 
 def test_keyframes_close_in_time_are_no_candidates():
     gallery = _gallery(_street())  # keyframe i at second i
-    descriptor = _looks_like((4, 0.9), (5, 0.8), (6, 0.7), (9, 0.6))
-    result = _matcher(gallery, exclude_time_s=2.0, top_k=2).match(descriptor, 4 * S)
-    # 3, 4 and 5 are closer than 2 s; 6 is exactly 2 s away and stays.
-    assert [c.keyframe_index for c in result.candidates] == [6, 9]
+    descriptor = _looks_like((4, 0.6), (3, 0.5), (5, 0.4), (2, 0.3), (6, 0.2), (9, 0.1))
+    result = _matcher(gallery, exclude_time_s=2.0, top_k=3).match(descriptor, 4 * S)
+    # 3, 4 and 5 are closer than 2 s; 2 and 6 are exactly 2 s away and stay.
+    assert [c.keyframe_index for c in result.candidates] == [2, 6, 9]
     result = _matcher(gallery, exclude_time_s=0.0, top_k=1).match(descriptor, 4 * S)
     assert result.candidates[0].keyframe_index == 4
 
@@ -174,6 +174,15 @@ def test_covariance_grows_with_the_spread_of_agreeing_candidates_only():
     spread = _matcher(_gallery(_street()), top_k=3, agreement_radius_m=3.0).match(descriptor, LATER).covariance
     # Candidates 4 and 5 agree, 2 m apart along x: mean square 0² and 2² is 2. Candidate 0 is 8 m away.
     np.testing.assert_allclose(spread[:3, :3] - alone[:3, :3], np.diag([2.0, 0.0, 0.0]), atol=1e-12)
+
+
+def test_covariance_grows_with_the_spread_of_the_vote():
+    matcher = _matcher(_gallery(_street()), sequence="vote", sequence_length=3, min_votes=3, top_k=1)
+    steady = [matcher.match(_looks_like((4, 0.9)), LATER + t * S) for t in range(3)][-1].covariance
+    matcher.reset()
+    moving = [matcher.match(_looks_like((i, 0.9)), LATER + i * S) for i in (2, 3, 4)][-1].covariance
+    # Best candidates 4, 2 and 0 m from the match: mean square 20 / 3.
+    np.testing.assert_allclose(moving[:3, :3] - steady[:3, :3], np.diag([20 / 3, 0.0, 0.0]), atol=1e-12)
 
 
 def test_covariance_of_yaw_grows_with_the_yaw_of_agreeing_candidates():

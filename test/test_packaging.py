@@ -157,9 +157,15 @@ def test_no_dependency_is_stated_twice(setup_arguments: dict[str, Any]):
 
     tools = names((REPOSITORY / "requirements" / "dev.txt").read_text().splitlines())
     assert len(tools) == len(set(tools))
-    packages = names(setup_arguments["install_requires"] + setup_arguments["extras_require"]["all"])
+    extras = setup_arguments["extras_require"]
+    packages = names(setup_arguments["install_requires"] + extras["all"] + extras["test"])
     assert len(packages) == len(set(packages))
     assert set(tools).isdisjoint(packages)
+
+
+def test_colcon_will_run_pytest(setup_arguments: dict[str, Any]):
+    # Without this extra, colcon test runs unittest, finds nothing and succeeds.
+    assert "pytest" in setup_arguments["extras_require"]["test"]
 
 
 def test_ros_wheels_stay_out_of_setup(setup_arguments: dict[str, Any]):

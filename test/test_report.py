@@ -76,10 +76,12 @@ def _group(label: str, style, xy: list[tuple[float, float]], matched=None) -> Po
 def _everything() -> list[Section]:
     svg = plot_map([_group("true match", GOOD, [(0, 0), (1, 2)])], np.array([[0.0, 0.0], [2.0, 2.0]]))
     _, png = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))
-    pair = ImagePair(make_picture(1), None, "frame at 1.5 s", "gallery image 3", "False match", (("score", "0.91"),), "bad", "why it was accepted")
+    facts = (("score", "0.91"),)
+    pair = ImagePair(make_picture(1), None, "frame at 1.5 s", "gallery image 3", "False match", facts, "bad", "why it was accepted")
+    table = Table((("latency", "12.5"),), (Column("what", numeric=False), Column("value", "ms")))
     return [
         Section("Key numbers", [KeyFigures((KeyFigure("precision", "98.5", "%", "2 false", "bad"),))], "What counts."),
-        Section("Text & table", [Text(("One paragraph.",)), Table((("latency", "12.5"),), (Column("what", numeric=False), Column("value", "ms")))]),
+        Section("Text & table", [Text(("One paragraph.",)), table]),
         Section("Figures", [Figure(svg, "a map", "the caption"), Figure(png.tobytes(), "a picture")]),
         Section("Pairs", [ImagePairs((pair,), "Query left.")]),
     ]
@@ -174,9 +176,13 @@ def test_other_plots_draw_every_finite_point():
     group = _group("false match", BAD, [(0, 0), (1, 0), (2, 0)], [(0, 1), (np.nan, np.nan), (500, 0)])
     assert _count(plot_score_distance([group], 10.0, 0.5), 1) == 2
     assert _count(plot_timeline([group], 0.5), 1) == 3
-    none_at_all = _group("true match", GOOD, [], np.zeros((0, 2)))
-    for svg in (plot_score_distance([none_at_all], 10.0), plot_timeline([none_at_all]), plot_map([none_at_all], np.zeros((1, 2)))):
-        assert svg.startswith(b"<?xml") and b"PathCollection_2" not in svg
+
+
+def test_plots_without_a_point_are_empty_not_broken():
+    nothing = _group("true match", GOOD, [], np.zeros((0, 2)))
+    for svg in (plot_score_distance([nothing], 10.0), plot_timeline([nothing])):
+        assert svg.startswith(b"<?xml") and b"PathCollection" not in svg
+    assert _count(plot_map([nothing], np.zeros((1, 2))), 1) == 1
 
 
 def test_precision_recall_plot_takes_several_curves_and_none():

@@ -10,7 +10,8 @@ from asymvpr_core.demo.canvas import Colour, shade
 from asymvpr_core.demo.traffic import Car
 
 COLOURS: tuple[Colour, ...] = (
-    (176, 30, 32), (228, 228, 226), (40, 44, 50), (160, 166, 172), (36, 70, 130), (96, 110, 92), (208, 180, 60), (110, 44, 48), (70, 120, 150), (200, 202, 204),
+    (176, 30, 32), (228, 228, 226), (40, 44, 50), (160, 166, 172), (36, 70, 130),
+    (96, 110, 92), (208, 180, 60), (110, 44, 48), (70, 120, 150), (200, 202, 204),
 )  # fmt: skip
 _GLASS: Colour = (44, 54, 64)
 
@@ -21,6 +22,9 @@ _PROFILES: tuple[tuple[tuple[tuple[float, float], ...], float], ...] = (
     (((2.4, 0.35), (2.4, 1.0), (1.8, 1.2), (1.3, 2.1), (-2.4, 2.15), (-2.45, 0.35)), 1.95),
     (((2.2, 0.4), (2.25, 1.0), (1.3, 1.12), (0.7, 1.72), (-1.9, 1.74), (-2.15, 1.1), (-2.2, 0.4)), 1.85),
 )
+
+_ANGLE = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+_WHEEL = np.stack([np.cos(_ANGLE), np.zeros(12), np.sin(_ANGLE)], axis=1)
 
 # A polygon in the car's frame with its colour and the light it gives off.
 Part = tuple[np.ndarray, Colour, int]
@@ -48,7 +52,12 @@ def car_parts(car: Car, camera_xy: tuple[float, float]) -> list[Part]:
         tone = 1.12 if abs(zb - za) < 0.3 else 0.92
         distance = abs(viewer[0] - (xa + xb) / 2)
         strips.append((distance, (points, _GLASS if steep else shade(colour, tone), 0)))
-        if k == 0 or k == len(profile) - 2:  # lamps and number plate
+        end = k == 0 or k == len(profile) - 2
+        if end and steep:  # a van's rear: doors with windows, not glass down to the bumper
+            strips[-1] = (distance, (points, shade(colour, 0.92), 0))
+            for y in (-half + 0.2, 0.06):
+                strips.append((distance - 0.01, (_upright(min(xa, xb) - 0.01, y, y + half - 0.26, 1.15, max(za, zb) - 0.2), _GLASS, 0)))
+        if end:  # lamps and number plate
             front = k == 0
             lamp: Colour = (244, 240, 214) if front else (170, 20, 22)
             x, z = (max(xa, xb), 0.68) if front else (min(xa, xb), 0.72)
@@ -61,9 +70,10 @@ def car_parts(car: Car, camera_xy: tuple[float, float]) -> list[Part]:
     parts += [part for _, part in strips]
     if abs(viewer[1]) > half:
         parts += _side(profile, math.copysign(half, viewer[1]), shade(colour, 0.84))
+    points = np.concatenate([part[0] for part in parts])
     turn = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
-    origin = np.array([car.x, car.y, 0.0])
-    return [(points @ turn + origin, tone, light) for points, tone, light in parts]
+    pieces = np.split(points @ turn + (car.x, car.y, 0.0), np.cumsum([len(part[0]) for part in parts])[:-1])
+    return [(piece, tone, light) for piece, (_, tone, light) in zip(pieces, parts, strict=True)]
 
 
 def _upright(x: float, y0: float, y1: float, z0: float, z1: float) -> np.ndarray:
@@ -86,9 +96,10 @@ def _side(profile: tuple[tuple[float, float], ...], y: float, colour: Colour) ->
     for a, b, slant_a, slant_b in ((front, middle + 0.06, 0.35, 0.0), (middle - 0.06, rear, 0.0, -0.25)):
         window = np.array([[a + slant_a, y, belt], [a - 0.05, y, roof - 0.12], [b + 0.02, y, roof - 0.12], [b + slant_b, y, belt]])
         parts.append((window, _GLASS, 0))
-    parts.append((np.array([[middle, y, 0.4], [middle - 0.03, y, 0.4], [middle - 0.03, y, belt], [middle, y, belt]]), shade(colour, 0.7), 0))
+    parts.append(
+        (np.array([[middle, y, 0.4], [middle - 0.03, y, 0.4], [middle - 0.03, y, belt], [middle, y, belt]]), shade(colour, 0.7), 0)
+    )
     for x in (profile[0][0] * 0.64, profile[-1][0] * 0.64):
         for radius, tone in ((0.36, (24, 24, 26)), (0.2, (150, 152, 156))):
-            angle = np.linspace(0, 2 * np.pi, 12, endpoint=False)
-            parts.append((np.stack([x + radius * np.cos(angle), np.full(12, y), 0.36 + radius * np.sin(angle)], axis=1), tone, 0))
+            parts.append((np.array((x, y, 0.36)) + radius * _WHEEL, tone, 0))
     return parts

@@ -1,32 +1,18 @@
 """Façades: each house front is drawn from a design that a random generator chose.
 
 A design is reproducible from its seed, so that two streets can be given the same designs: they
-look alike except for `variant`, which changes doors, signs and curtains only.
+look alike except for what `variant` changes: doors, signs and curtains, and every other house's colour.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from asymvpr_core.demo.canvas import Canvas, Colour, shade
-
-PLASTER: tuple[Colour, ...] = (
-    (214, 178, 112), (222, 160, 136), (236, 224, 196), (160, 188, 212), (164, 190, 146), (192, 106, 76), (180, 180, 178), (234, 232, 226),
-    (210, 160, 60), (210, 146, 152), (176, 212, 190), (78, 112, 120), (132, 62, 58), (172, 160, 200), (228, 196, 84), (110, 140, 180),
-)  # fmt: skip
-BRICK: tuple[Colour, ...] = ((152, 76, 58), (176, 98, 70), (122, 68, 56), (200, 170, 124), (108, 90, 84), (190, 118, 84), (168, 140, 116))
-STONE: tuple[Colour, ...] = ((192, 180, 154), (164, 156, 144), (208, 200, 180), (140, 134, 126), (186, 168, 140))
-CONCRETE: tuple[Colour, ...] = ((170, 170, 168), (146, 150, 154), (190, 186, 178), (128, 128, 130))
-SIDING: tuple[Colour, ...] = ((116, 150, 166), (168, 60, 50), (92, 116, 84), (222, 222, 212), (70, 84, 102), (206, 180, 120))
-ACCENT: tuple[Colour, ...] = (
-    (190, 40, 36), (30, 90, 150), (24, 110, 70), (230, 180, 30), (40, 40, 46), (236, 236, 230), (120, 40, 100), (220, 110, 30), (60, 150, 170),
-)  # fmt: skip
-ROOF: tuple[Colour, ...] = ((150, 72, 52), (120, 62, 50), (84, 84, 92), (64, 66, 74), (140, 96, 70), (96, 110, 104))
-GLASS: Colour = (62, 78, 94)
-
-FAMILIES = ("plaster", "brick", "stone", "timber", "concrete", "siding", "glass")
+from asymvpr_core.demo.facade_parts import draw_balcony, draw_extras, draw_ground_floor, draw_shop, draw_window
+from asymvpr_core.demo.palette import ACCENT, BRICK, CONCRETE, GLASS, PLASTER, ROOF, SIDING, STONE, vary
 
 
 @dataclass(frozen=True)
@@ -38,6 +24,7 @@ class Character:
     floors: tuple[int, int]
     shops: float  # share of houses with a shop in the ground floor
     roofs: tuple[str, ...]
+    palette: int = 0  # seed of the few colours that most of the houses have
     uniform: bool = False  # a terrace: one design repeated
 
 
@@ -58,6 +45,16 @@ class Facade:
 
 
 ROOF_SAMPLES = 64
+COPIES = 100  # variants from here on belong to the copy of a street
+_WALL_COLOURS = {
+    "plaster": PLASTER,
+    "timber": PLASTER,
+    "brick": BRICK,
+    "stone": STONE,
+    "concrete": CONCRETE,
+    "siding": SIDING,
+    "glass": CONCRETE,
+}
 
 
 def random_character(rng: np.random.Generator) -> Character:
@@ -70,7 +67,7 @@ def random_character(rng: np.random.Generator) -> Character:
         Character(("concrete", "glass", "brick"), 15.0, (3, 6), 0.5, ("flat",)),
         Character(("siding", "plaster", "brick"), 10.0, (2, 2), 0.1, ("gable", "tiles")),
     )
-    return kinds[int(rng.integers(len(kinds)))]
+    return replace(kinds[int(rng.integers(len(kinds)))], palette=int(rng.integers(1 << 30)))
 
 
 def draw_facade(seed: list[int], character: Character, width_m: float, px_per_m: float, variant: int = 0) -> Facade:
@@ -79,13 +76,15 @@ def draw_facade(seed: list[int], character: Character, width_m: float, px_per_m:
     Args:
         width_m: width of the lot; the design stretches to it.
         px_per_m: resolution of the texture.
-        variant: changes only what differs between two copies of a house: doors, signs, curtains.
+        variant: changes only what differs between two copies of a house: doors, signs, curtains;
+            an odd one above `COPIES` the colour of the wall too.
     """
     rng = np.random.default_rng(seed)
     detail = np.random.default_rng([*seed, variant, 991])
     family = str(rng.choice(character.families))
-    palette = {"plaster": PLASTER, "timber": PLASTER, "brick": BRICK, "stone": STONE, "concrete": CONCRETE, "siding": SIDING, "glass": CONCRETE}
-    wall = _vary(rng, palette[family][int(rng.integers(len(palette[family])))], 12)
+    wall = vary(rng, _choose_colour(rng, character, family), 12)
+    if variant >= COPIES and variant % 2:
+        wall = vary(detail, _choose_colour(detail, character, family), 12)
     floors = int(rng.integers(character.floors[0], character.floors[1] + 1))
     ground_m = float(rng.uniform(3.0, 4.2))
     floor_m = float(rng.uniform(2.6, 3.3))
@@ -95,15 +94,22 @@ def draw_facade(seed: list[int], character: Character, width_m: float, px_per_m:
     top_m = float(line.max())
     canvas = Canvas(width_m, top_m, px_per_m)
     _draw_wall(canvas, rng, family, wall, body_m)
-    _draw_roof(canvas, rng, roof, wall, body_m)
+    _draw_roof(canvas, rng, roof, ROOF[character.palette % len(ROOF)], wall, body_m)
     trim = shade(wall, float(rng.choice((0.62, 1.25, 1.4))))
     _draw_upper_floors(canvas, rng, detail, family, wall, trim, floors, ground_m, floor_m)
     if rng.random() < character.shops:
-        _draw_shop(canvas, rng, detail, ground_m, trim)
+        draw_shop(canvas, rng, detail, ground_m, trim)
     else:
-        _draw_ground_floor(canvas, rng, detail, family, ground_m, trim)
-    _draw_extras(canvas, rng, body_m, ground_m)
+        draw_ground_floor(canvas, rng, detail, family, ground_m, trim)
+    draw_extras(canvas, rng, body_m, ground_m)
     return Facade(canvas.finish(), width_m, top_m, body_m, line)
+
+
+def _choose_colour(rng: np.random.Generator, character: Character, family: str) -> Colour:
+    """Mostly one of the street's own two or three colours: they are what a street is recognised by."""
+    colours = _WALL_COLOURS[family]
+    own = np.random.default_rng(character.palette).permutation(len(colours))[:3]
+    return colours[int(rng.choice(own) if rng.random() < 0.85 else rng.integers(len(colours)))]
 
 
 def draw_plain_wall(seed: list[int], width_m: float, height_m: float, px_per_m: float) -> Facade:
@@ -116,14 +122,9 @@ def draw_plain_wall(seed: list[int], width_m: float, height_m: float, px_per_m: 
     _draw_wall(canvas, rng, family, wall, height_m)
     for _ in range(int(rng.integers(1, 6))):
         x, y = rng.uniform(0.8, width_m - 1.8), rng.uniform(1.5, max(1.6, height_m - 2.0))
-        _window(canvas, rng, rng, x, y, 0.9, 1.2, (210, 208, 200), "cross", False)
+        draw_window(canvas, rng, rng, x, y, 0.9, 1.2, (210, 208, 200), "cross", False)
     canvas.rect(0, height_m - 0.25, width_m, height_m, shade(wall, 0.7))
     return Facade(canvas.finish(), width_m, height_m, height_m, np.full(ROOF_SAMPLES, height_m, np.float32))
-
-
-def _vary(rng: np.random.Generator, colour: Colour, amount: int) -> Colour:
-    r, g, b = (int(np.clip(c + rng.integers(-amount, amount + 1), 0, 255)) for c in colour)
-    return r, g, b
 
 
 def _roof_line(rng: np.random.Generator, roof: str, body_m: float) -> np.ndarray:
@@ -162,7 +163,7 @@ def _draw_wall(canvas: Canvas, rng: np.random.Generator, family: str, wall: Colo
         for x in np.arange(0, width, 2.4):
             canvas.rect(x, 0, x + 0.06, body_m, shade(wall, 0.72))
     elif family == "timber":
-        beam = _vary(rng, (72, 46, 34), 10)
+        beam = vary(rng, (72, 46, 34), 10)
         for y in np.arange(3.4, body_m, 1.45):
             canvas.rect(0, y, width, y + 0.22, beam)
         for x in np.linspace(0, width - 0.22, max(4, int(width / 1.5))):
@@ -179,9 +180,9 @@ def _draw_wall(canvas: Canvas, rng: np.random.Generator, family: str, wall: Colo
             canvas.rect(width - w, y, width, y + 0.44, quoin)
 
 
-def _draw_roof(canvas: Canvas, rng: np.random.Generator, roof: str, wall: Colour, body_m: float) -> None:
+def _draw_roof(canvas: Canvas, rng: np.random.Generator, roof: str, roof_colour: Colour, wall: Colour, body_m: float) -> None:
     width, top = canvas.width_m, canvas.height_m
-    colour = _vary(rng, ROOF[int(rng.integers(len(ROOF)))], 10)
+    colour = vary(rng, roof_colour, 10)
     cornice = shade(wall, float(rng.choice((0.6, 1.3))))
     if roof in ("tiles", "mansard"):
         canvas.rect(0, body_m, width, top, colour)
@@ -192,7 +193,7 @@ def _draw_roof(canvas: Canvas, rng: np.random.Generator, roof: str, wall: Colour
             for x in (np.arange(n) + 0.5) * width / n:
                 canvas.rect(x - 0.8, body_m + 0.3, x + 0.8, body_m + 2.0, shade(wall, 1.15))
                 canvas.polygon([(x - 1.0, body_m + 1.9), (x + 1.0, body_m + 1.9), (x, body_m + 2.6)], shade(colour, 0.8))
-                _window(canvas, rng, rng, x - 0.5, body_m + 0.5, 1.0, 1.3, (226, 224, 216), "cross", False)
+                draw_window(canvas, rng, rng, x - 0.5, body_m + 0.5, 1.0, 1.3, (226, 224, 216), "cross", False)
         canvas.rect(0, body_m - 0.3, width, body_m + 0.08, cornice)
         canvas.rect(0, body_m - 0.36, width, body_m - 0.28, shade(cornice, 0.6))
     elif roof in ("gable", "stepped"):
@@ -201,10 +202,10 @@ def _draw_roof(canvas: Canvas, rng: np.random.Generator, roof: str, wall: Colour
             if rng.random() < 0.5:
                 canvas.disc(width / 2, body_m + 1.0, size * 0.7, shade(wall, 1.3), GLASS)
             else:
-                _window(canvas, rng, rng, width / 2 - size / 2, body_m + 0.4, size, 1.3, (226, 224, 216), "cross", False)
+                draw_window(canvas, rng, rng, width / 2 - size / 2, body_m + 0.4, size, 1.3, (226, 224, 216), "cross", False)
         if roof == "gable":
             for a, b in (((0, body_m), (width / 2, top)), ((width, body_m), (width / 2, top))):
-                canvas.line(*a, *b, 0.55, shade(colour, 0.9))
+                canvas.line(a[0], a[1], b[0], b[1], 0.55, shade(colour, 0.9))
         if rng.random() < 0.6:
             canvas.rect(0, body_m - 0.18, width, body_m + 0.1, cornice)
     else:
@@ -235,7 +236,7 @@ def _draw_upper_floors(
     shutters = ACCENT[int(rng.integers(len(ACCENT)))] if family in ("plaster", "siding", "timber") and rng.random() < 0.45 else None
     balcony = str(rng.choice(("none", "none", "rail", "slab", "every")))
     course = rng.random() < 0.5
-    rail = _vary(rng, (48, 50, 56), 8)
+    rail = vary(rng, (48, 50, 56), 8)
     skip = int(rng.integers(n)) if rng.random() < 0.2 else -1
     for floor in range(1, floors):
         base = ground_m + (floor - 1) * floor_m
@@ -248,7 +249,7 @@ def _draw_upper_floors(
             y = base + 0.75
             if surround:
                 canvas.rect(x - 0.16, y - 0.12, x + window_w + 0.16, y + window_h + 0.2, trim)
-            _window(canvas, rng, detail, x, y, window_w, window_h, frame, mullion, arched)
+            draw_window(canvas, rng, detail, x, y, window_w, window_h, frame, mullion, arched)
             canvas.rect(x - 0.15, y - 0.14, x + window_w + 0.15, y - 0.02, shade(trim, 1.1))
             if shutters is not None:
                 for side in (x - 0.52, x + window_w + 0.06):
@@ -256,148 +257,10 @@ def _draw_upper_floors(
                     for slat in np.arange(y + 0.1, y + window_h, 0.24):
                         canvas.rect(side + 0.06, slat, side + 0.40, slat + 0.07, shade(shutters, 0.7))
             if balcony == "every" or (balcony in ("rail", "slab") and i % 2 == floor % 2):
-                _balcony(canvas, x - 0.35, base + 0.35, window_w + 0.7, rail, balcony == "slab")
+                draw_balcony(canvas, x - 0.35, base + 0.35, window_w + 0.7, rail, balcony == "slab")
     if family == "glass":
         for x in np.arange(0, width, width / n):
             canvas.rect(x, ground_m, x + 0.14, ground_m + (floors - 1) * floor_m, shade(wall, 0.6))
-
-
-def _window(
-    canvas: Canvas,
-    rng: np.random.Generator,
-    detail: np.random.Generator,
-    x: float,
-    y: float,
-    w: float,
-    h: float,
-    frame: Colour,
-    mullion: str,
-    arched: bool,
-) -> None:
-    lit = int(detail.choice((0, 0, 70, 190, 250)))
-    tone = float(detail.uniform(0.55, 1.3))
-    glass = shade(GLASS, tone)
-    canvas.rect(x - 0.07, y - 0.05, x + w + 0.07, y + h + 0.07, frame)
-    if arched:
-        canvas.disc(x + w / 2, y + h, w / 2 + 0.07, frame, glass, light=lit)
-    canvas.rect(x, y, x + w, y + h, glass, light=lit)
-    canvas.polygon([(x, y + h), (x + w * 0.7, y + h), (x, y + h * 0.45)], shade(glass, 1.5), light=lit)  # sky in the pane
-    curtain = detail.random()
-    if curtain < 0.35:
-        for side in (x, x + w * 0.76):
-            canvas.rect(side, y, side + w * 0.24, y + h, shade((214, 204, 190), tone * 0.9), light=lit // 2)
-    elif curtain < 0.5:
-        canvas.rect(x, y + h * 0.55, x + w, y + h, shade((206, 200, 186), 0.95), light=lit // 2)
-    bar = 0.07
-    if mullion in ("cross", "vertical", "grid"):
-        canvas.rect(x + w / 2 - bar / 2, y, x + w / 2 + bar / 2, y + h, frame)
-    if mullion == "cross":
-        canvas.rect(x, y + h * 0.66, x + w, y + h * 0.66 + bar, frame)
-    if mullion in ("sash", "grid"):
-        canvas.rect(x, y + h * 0.5, x + w, y + h * 0.5 + bar, frame)
-    if mullion == "grid":
-        for share in (0.25, 0.75):
-            canvas.rect(x, y + h * share, x + w, y + h * share + bar, frame)
-
-
-def _balcony(canvas: Canvas, x: float, y: float, w: float, rail: Colour, solid: bool) -> None:
-    canvas.rect(x, y - 0.12, x + w, y + 0.06, shade((150, 148, 144), 0.9))
-    canvas.rect(x, y - 0.4, x + w, y - 0.12, (0, 0, 0), alpha=0.3)  # its shadow on the wall
-    if solid:
-        canvas.rect(x, y, x + w, y + 0.9, shade((186, 184, 178), 0.95))
-        return
-    canvas.rect(x, y + 0.85, x + w, y + 0.95, rail)
-    for bar in np.arange(x, x + w, 0.22):
-        canvas.rect(bar, y, bar + 0.06, y + 0.9, rail)
-
-
-def _draw_shop(canvas: Canvas, rng: np.random.Generator, detail: np.random.Generator, ground_m: float, trim: Colour) -> None:
-    width = canvas.width_m
-    sign, text = (ACCENT[int(i)] for i in rng.choice(len(ACCENT), 2, replace=False))
-    canvas.rect(0, 0, width, ground_m - 0.3, shade(trim, 0.7))
-    n = max(1, int(round(width / 5.5)))
-    for k in range(n):
-        x0, x1 = k * width / n + 0.3, (k + 1) * width / n - 0.3
-        canvas.rect(x0, 0.0, x1, 0.5, shade(sign, 0.7))
-        canvas.rect(x0, 0.5, x1, ground_m - 1.0, shade(GLASS, 0.8), light=230)
-        for _ in range(int(detail.integers(4, 9))):  # goods in the window
-            gx, gw = detail.uniform(x0 + 0.1, x1 - 0.8), detail.uniform(0.25, 0.8)
-            canvas.rect(gx, 0.5, gx + gw, 0.5 + detail.uniform(0.3, 1.4), _vary(detail, ACCENT[int(detail.integers(len(ACCENT)))], 30), light=200)
-        canvas.polygon([(x0, ground_m - 1.0), (x0 + (x1 - x0) * 0.5, ground_m - 1.0), (x0, 0.9)], (150, 170, 186), alpha=0.35)
-        door = x0 + float(rng.choice((0.1, 0.5, 0.8))) * max(0.0, x1 - x0 - 1.1)
-        canvas.rect(door, 0, door + 1.1, 2.3, shade(text, 0.6))
-        canvas.rect(door + 0.14, 0.3, door + 0.96, 2.1, shade(GLASS, 1.1), light=230)
-    if rng.random() < 0.45:  # striped awning
-        for k, x in enumerate(np.arange(0.2, width - 0.2, 0.6)):
-            canvas.polygon(
-                [(x, ground_m - 0.7), (x + 0.6, ground_m - 0.7), (x + 0.6, ground_m - 1.6), (x + 0.3, ground_m - 1.75), (x, ground_m - 1.6)],
-                sign if k % 2 else (236, 232, 224),
-            )
-    y0, y1 = ground_m - 0.95, ground_m - 0.15
-    canvas.rect(0.15, y0, width - 0.15, y1, sign, light=60)
-    x = float(rng.uniform(0.6, 1.6))
-    end = float(rng.uniform(0.6, 0.95)) * width
-    while x < end - 0.4:  # bars of colour for letters
-        w = float(rng.uniform(0.16, 0.5))
-        low = y0 + (0.18 if rng.random() < 0.8 else 0.32)
-        canvas.rect(x, low, min(x + w, end), y1 - 0.16, text, light=140)
-        if rng.random() < 0.5:
-            canvas.rect(x + w * 0.35, low + 0.12, x + w * 0.65, y1 - 0.28, sign)
-        x += w + (0.12 if rng.random() < 0.85 else 0.5)
-
-
-def _draw_ground_floor(canvas: Canvas, rng: np.random.Generator, detail: np.random.Generator, family: str, ground_m: float, trim: Colour) -> None:
-    width = canvas.width_m
-    plinth = float(rng.uniform(0.3, 0.9))
-    canvas.rect(0, 0, width, plinth, shade(trim, 0.6))
-    if rng.random() < 0.3 and family in ("plaster", "stone", "brick"):
-        for y in np.arange(plinth, ground_m - 0.3, 0.5):
-            canvas.rect(0, y, width, y + 0.08, shade(trim, 0.7))
-    n = max(2, int(width / 2.6))
-    door_at = int(rng.integers(n))
-    garage_at = int(rng.integers(n)) if rng.random() < 0.3 else -1
-    door = ACCENT[int(detail.integers(len(ACCENT)))]
-    frame = (230, 228, 220)
-    for i in range(n):
-        centre = (i + 0.5) * width / n
-        if i == door_at:
-            canvas.rect(centre - 0.8, 0, centre + 0.8, 2.75, trim)
-            canvas.rect(centre - 0.55, 0.15, centre + 0.55, 2.2, door)
-            canvas.rect(centre - 0.55, 2.26, centre + 0.55, 2.6, GLASS, light=220)
-            for px in (-0.4, 0.06):
-                for py in (0.35, 1.25):
-                    canvas.rect(centre + px, py, centre + px + 0.34, py + 0.7, shade(door, 0.72))
-            canvas.rect(centre - 0.9, 0, centre + 0.9, 0.15, (160, 158, 152))
-        elif i == garage_at:
-            canvas.rect(centre - 1.2, 0, centre + 1.2, 2.4, shade(trim, 0.8))
-            for y in np.arange(0, 2.3, 0.32):
-                canvas.rect(centre - 1.1, y, centre + 1.1, y + 0.26, (170, 172, 172))
-        else:
-            _window(canvas, rng, detail, centre - 0.65, 1.05, 1.3, min(1.7, ground_m - 1.7), frame, "cross", False)
-            canvas.rect(centre - 0.8, 0.9, centre + 0.8, 1.03, shade(trim, 1.1))
-
-
-def _draw_extras(canvas: Canvas, rng: np.random.Generator, body_m: float, ground_m: float) -> None:
-    width = canvas.width_m
-    canvas.rect(width - 0.16, 0, width - 0.04, body_m, (70, 70, 72))  # drain pipe
-    if rng.random() < 0.08:  # ivy
-        x = float(rng.uniform(0.5, width - 2.5))
-        for _ in range(260):
-            reach = rng.beta(1.0, 1.6)
-            canvas.disc(x + rng.normal(0, 0.9), reach * body_m * 0.9, 0.24, _vary(rng, (52, 92, 44), 22), None)
-    if rng.random() < 0.12 and body_m > ground_m + 3:  # mural
-        x0, colours = float(rng.uniform(0.3, width * 0.4)), rng.choice(len(ACCENT), 4, replace=False)
-        w, h = float(rng.uniform(2.5, min(5.0, width * 0.5))), float(rng.uniform(2.4, body_m - ground_m - 0.4))
-        canvas.rect(x0, ground_m, x0 + w, ground_m + h, ACCENT[int(colours[0])])
-        for c in colours[1:]:
-            cx, cy = x0 + rng.uniform(0.2, 0.8) * w, ground_m + rng.uniform(0.2, 0.8) * h
-            canvas.disc(cx, cy, float(rng.uniform(0.3, 0.9)), ACCENT[int(c)], None)
-    if rng.random() < 0.3:  # a vertical sign on a bracket
-        x, colour = float(rng.uniform(0.2, width - 1.0)), ACCENT[int(rng.integers(len(ACCENT)))]
-        canvas.rect(x, ground_m + 0.2, x + 0.75, ground_m + 2.6, colour, light=150)
-        for y in np.arange(ground_m + 0.4, ground_m + 2.3, 0.45):
-            canvas.rect(x + 0.18, y, x + 0.57, y + 0.28, (240, 238, 230), light=200)
-
 
 
 def draw_church_wall(seed: list[int], width_m: float, body_m: float, windows: int, px_per_m: float, peak_m: float = 0.0) -> Facade:
@@ -417,7 +280,7 @@ def draw_church_wall(seed: list[int], width_m: float, body_m: float, windows: in
     for k in range(windows):
         x = (k + 0.5) * width_m / windows
         for base in np.arange(3.2 if peak_m else 2.2, body_m - 5.0, 6.5):
-            _window(canvas, rng, rng, x - 0.7, base, 1.4, 3.6, shade(wall, 1.3), "grid", True)
+            draw_window(canvas, rng, rng, x - 0.7, base, 1.4, 3.6, shade(wall, 1.3), "grid", True)
     if peak_m:
         canvas.rect(width_m / 2 - 1.0, 0, width_m / 2 + 1.0, 2.5, (84, 54, 38))
         canvas.disc(width_m / 2, body_m - 1.7, 1.1, (40, 44, 52), (236, 232, 216), light=200)
@@ -432,5 +295,5 @@ def draw_hedge(seed: list[int], px_per_m: float) -> Facade:
     canvas = Canvas(6.0, 1.0, px_per_m)
     canvas.rect(0, 0, 6, 1, (46, 74, 40))
     for _ in range(500):
-        canvas.disc(float(rng.uniform(0, 6)), float(rng.uniform(0, 1)), 0.08, _vary(rng, (64, 100, 52), 24), None)
+        canvas.disc(float(rng.uniform(0, 6)), float(rng.uniform(0, 1)), 0.08, vary(rng, (64, 100, 52), 24), None)
     return Facade(canvas.finish(), 6.0, 1.0, 1.0, np.full(ROOF_SAMPLES, 1.0, np.float32))

@@ -15,6 +15,15 @@ from asymvpr_core.demo.weather import SUN_DIRECTION
 _MARGIN_M = 6.0
 _LEVELS = 5
 
+# Colour of a road's surface, and whether it is laid of setts (and then has no markings).
+SURFACES: tuple[tuple[Colour, bool], ...] = (
+    ((92, 92, 96), False),
+    ((124, 122, 118), False),
+    ((70, 72, 78), False),
+    ((122, 112, 102), True),
+    ((140, 92, 76), True),
+)
+
 
 @dataclass(frozen=True)
 class Ground:
@@ -58,16 +67,19 @@ def draw_ground(town: Town, px_per_m: float) -> Ground:
     for block in town.blocks:
         _draw_block(plan, block)
     road = np.zeros(plan.image.shape[:2], np.uint8)
-    cobbles = np.zeros_like(road)
+    setts = np.zeros_like(road)
     for street in town.streets.values():
         quad = _strip(town, street, -ROAD_HALF_WIDTH_M, ROAD_HALF_WIDTH_M)
-        cv2.fillPoly(cobbles if street.cobbled else road, [plan.px(quad)], 1)
+        colour, is_paved = SURFACES[street.surface]
+        plan.polygon(quad, colour)
+        cv2.fillPoly(setts, [plan.px(quad)], int(is_paved))
         cv2.fillPoly(road, [plan.px(quad)], 1)
     for corner in town.corners.values():
         disc = plan.px(corner)[0].tolist()
         cv2.circle(road, disc, round((ROAD_HALF_WIDTH_M + 1.0) * px_per_m), 1, -1)
-        cv2.circle(cobbles, disc, round((ROAD_HALF_WIDTH_M + 1.0) * px_per_m), 0, -1)
-    _surface(plan, rng, road.astype(bool), cobbles.astype(bool))
+        cv2.circle(setts, disc, round((ROAD_HALF_WIDTH_M + 1.0) * px_per_m), 0, -1)
+        cv2.circle(plan.image, disc, round((ROAD_HALF_WIDTH_M + 1.0) * px_per_m), SURFACES[0][0], -1)
+    _surface(plan, rng, road, setts)
     contours, _ = cv2.findContours(road, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(plan.image, contours, -1, (190, 188, 182), max(1, round(0.22 * px_per_m)))
     for street in town.streets.values():
@@ -118,20 +130,18 @@ def _draw_block(plan: _Plan, block: Block) -> None:
     cv2.ellipse(plan.image, plan.px(middle)[0].tolist(), (round(5 * plan.scale), round(3.4 * plan.scale)), 0, 0, 360, (96, 130, 150), -1)
 
 
-def _surface(plan: _Plan, rng: np.random.Generator, road: np.ndarray, cobbles: np.ndarray) -> None:
+def _surface(plan: _Plan, rng: np.random.Generator, road: np.ndarray, setts: np.ndarray) -> None:
+    """Give everything its stains and grain, and each sett a tone of its own."""
     height, width = road.shape
     small = fractal_noise(rng, height // 8 + 1, width // 8 + 1, octaves=6, first=8)
     stains = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    grain = cv2.resize(rng.normal(0, 1, (height // 2 + 1, width // 2 + 1)).astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
-    tone = (1 + 0.16 * stains + 0.05 * grain)[..., None]
-    asphalt = np.array((92, 92, 96), np.float32)
-    stone = np.array((120, 112, 104), np.float32)
-    blocks = rng.normal(1.0, 0.14, (height // 3 + 1, width // 4 + 1)).astype(np.float32)
-    setts = cv2.resize(blocks, (width, height), interpolation=cv2.INTER_NEAREST)[..., None]
-    plan.image[road] = np.clip(asphalt * tone, 0, 255)[road].astype(np.uint8)
-    plan.image[cobbles] = np.clip(stone * tone * setts, 0, 255)[cobbles].astype(np.uint8)
-    other = ~road
-    plan.image[other] = np.clip(plan.image * (1 + 0.10 * stains)[..., None], 0, 255)[other].astype(np.uint8)
+    grain = cv2.resize(
+        rng.normal(0, 1, (height // 2 + 1, width // 2 + 1)).astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST
+    )
+    blocks = rng.normal(0, 1, (height // 3 + 1, width // 4 + 1)).astype(np.float32)
+    tones = cv2.resize(blocks, (width, height), interpolation=cv2.INTER_NEAREST)
+    tone = 1 + stains * (0.10 + np.float32(0.06) * road) + grain * (np.float32(0.05) * road) + tones * (np.float32(0.14) * setts)
+    plan.image[:] = cv2.multiply(plan.image, cv2.merge([tone] * 3), dtype=cv2.CV_8U)
 
 
 def _mark(plan: _Plan, town: Town, street: Street, rng: np.random.Generator) -> None:
@@ -141,7 +151,7 @@ def _mark(plan: _Plan, town: Town, street: Street, rng: np.random.Generator) -> 
     for at in (clear, length - clear):  # zebra crossings
         for x in np.arange(-ROAD_HALF_WIDTH_M + 0.5, ROAD_HALF_WIDTH_M - 0.4, 1.05):
             plan.polygon(_strip(town, street, x, x + 0.55, at - 1.4, at + 1.4), white)
-    if not street.cobbled:
+    if not SURFACES[street.surface][1]:
         for at in np.arange(clear + 3.5, length - clear - 4.5, 4.5):
             plan.polygon(_strip(town, street, -0.08, 0.08, at, at + 2.4), white)
         for side in (-1, 1):  # parking bays

@@ -14,7 +14,7 @@ from asymvpr_core.demo.weather import Weather
 
 _NEAR_M = 0.6
 _FAR_M = 110.0
-_CAR_FAR_M = 90.0
+_CAR_FAR_M = 75.0
 _WARM = np.array((1.0, 0.86, 0.62), np.float32)
 
 
@@ -51,16 +51,34 @@ class ObjectPainter:
         visible = (forward > -3.0) & (forward < _FAR_M) & (np.abs(left) < edge * np.maximum(forward, 0) + 6.0)
         for k in np.flatnonzero(visible):
             thing = things[k]
-            # A car closer than this would be inside the robot.
-            if isinstance(thing, Car) and (forward[k] > _CAR_FAR_M or (thing.moving and abs(left[k]) < 1.7 and forward[k] < 7.0)):
-                continue
-            order.append((float(forward[k]), float(left[k]), thing))
+            ahead, aside = float(forward[k]), float(left[k])
+            if isinstance(thing, Car):
+                # A car closer than this would be inside the robot.
+                if ahead > _CAR_FAR_M or (thing.moving and abs(aside) < 1.7 and ahead < 7.0):
+                    continue
+                half_m, height_m = 2.6, 2.2
+            else:
+                sprite = self._sprites[thing.sprite]
+                half_m, height_m = sprite.width_m / 2, sprite.height_m
+            if not self._is_hidden(depth, ahead, aside, half_m, height_m, horizon):
+                order.append((ahead, aside, thing))
         order.sort(key=lambda item: -item[0])
         for ahead, aside, thing in order:
             if isinstance(thing, Car):
                 self._car(image, depth, thing, eye, horizon, weather)
             elif ahead > _NEAR_M:
                 self._billboard(image, depth, self._sprites[thing.sprite], ahead, aside, horizon, weather)
+
+    def _is_hidden(self, depth: np.ndarray, ahead: float, aside: float, half_m: float, height_m: float, horizon: float) -> bool:
+        """Whether walls cover the thing: where they cover its upper edge they cover all below it."""
+        if ahead < 5.0:
+            return False
+        near = ahead - half_m
+        row = math.floor(horizon - (height_m - self._camera_m) / near * self._focal)
+        low = math.floor(self._width / 2 - (aside + half_m) / near * self._focal)
+        high = math.ceil(self._width / 2 - (aside - half_m) / near * self._focal)
+        strip = depth[min(max(row, 0), self._height - 1), max(low, 0) : max(high, 0)]
+        return not (strip > near).any()
 
     def _light(self, weather: Weather) -> np.ndarray:
         return np.array(weather.ambient, np.float32) + 0.45 * np.array(weather.sun, np.float32)
@@ -116,14 +134,19 @@ class ObjectPainter:
     ) -> None:
         x, y, yaw = eye
         turn = np.array([[math.cos(yaw), -math.sin(yaw)], [math.sin(yaw), math.cos(yaw)]])
+        parts = car_parts(car, (x, y))
+        points = np.concatenate([part[0] for part in parts])
+        points[:, :2] = (points[:, :2] - (x, y)) @ turn
+        ends = np.cumsum([len(part[0]) for part in parts]).tolist()
         shapes = []
-        for points, colour, light in car_parts(car, (x, y)):
-            flat = (points[:, :2] - (x, y)) @ turn
-            polygon = _clip_near(np.column_stack([flat, points[:, 2]]))
-            if len(polygon) >= 3:
-                column = self._width / 2 - polygon[:, 1] / polygon[:, 0] * self._focal
-                row = horizon - (polygon[:, 2] - self._camera_m) / polygon[:, 0] * self._focal
-                shapes.append((np.stack([column, row], axis=1), colour, light, float(polygon[:, 0].mean())))
+        for (polygon, colour, light), end in zip(parts, ends, strict=True):
+            seen = points[end - len(polygon) : end]
+            if points[:, 0].min() < _NEAR_M:
+                seen = _clip_near(seen)
+            if len(seen) >= 3:
+                scale = self._focal / seen[:, :1]
+                pixels = np.array((self._width / 2, horizon)) - (seen[:, 1:] - (0.0, self._camera_m)) * scale
+                shapes.append((pixels, colour, light, float(seen[:, 0].sum()) / len(seen)))
         if not shapes:
             return
         corners = np.concatenate([shape[0] for shape in shapes])
@@ -141,7 +164,7 @@ class ObjectPainter:
             tone = np.array(colour, np.float32) * ambient * clear + fog
             if light and weather.night > 0:
                 tone = tone + np.array(colour, np.float32) * weather.night
-            fixed = np.round((np.clip(polygon, -20000, 20000) - (c0, r0)) * 16).astype(np.int32)
+            fixed = ((np.minimum(np.maximum(polygon, -20000), 20000) - (c0, r0)) * 16).astype(np.int32)
             cv2.fillPoly(layer, [fixed], tone.tolist(), lineType=cv2.LINE_8, shift=4)
         np.copyto(image[r0:r1, c0:c1], layer, where=open_to_view[..., None])
 

@@ -166,7 +166,9 @@ def _write_lap(path: Path, lap: Lap, settings: TownSettings, images: Iterator[by
     truth = lap.poses(lap.odometry_times_s)
     odometry, speeds = wheel_odometry(lap.states(lap.odometry_times_s), lap.odometry_times_s, settings, lap.index)
     twist_covariance = np.diag(
-        [(settings.odometry_noise * settings.speed_m_s) ** 2 + 1e-6] * 2 + [1e-6] * 3 + [math.radians(settings.odometry_yaw_noise_deg_s) ** 2 + 1e-6]
+        [(settings.odometry_noise * settings.speed_m_s) ** 2 + 1e-6] * 2
+        + [1e-6] * 3
+        + [math.radians(settings.odometry_yaw_noise_deg_s) ** 2 + 1e-6]
     )
     focal = settings.image_width / 2 / math.tan(math.radians(settings.horizontal_fov_deg) / 2)
     step = 0
@@ -201,7 +203,7 @@ def _write_lap(path: Path, lap: Lap, settings: TownSettings, images: Iterator[by
                 focal,
                 focal,
                 settings.image_width / 2,
-                settings.image_height / 2,
+                settings.image_height * settings.horizon,
             )
             bag.write_compressed_image(IMAGE_TOPIC, stamp, "camera", data)
         write_poses(math.inf)

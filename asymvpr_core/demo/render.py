@@ -1,7 +1,7 @@
 """The renderer: a level camera, one ray a column, all walls along it, and a picture with depth.
 
 Camera frame: x forward, y left (REP-103), the camera looks along +x of the base. Columns count
-to the right, rows down; pixel (c, r) is a square whose middle lies at (c + 0.5, r + 0.5).
+to the right, rows down, the optical axis meets row `horizon` * height; pixel (c, r) is a square whose middle lies at (c + 0.5, r + 0.5).
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ FAR_M = 170.0
 NEAR_M = 0.05
 _WALLS_PER_COLUMN = 12
 _SUPERSAMPLING = 1.5
+_NOISE_MARGIN = 97
+_GRAIN_PER_M, _GRAIN_FAR_M = 36.0, 9.0
 
 
 @dataclass(frozen=True)
 class View:
-    """Where the camera is: position [m], yaw [rad], and how far the horizon lies below the middle [rad]."""
+    """Where the camera is: position [m], yaw [rad], and by how much it is pitched up [rad]."""
 
     x: float
     y: float
@@ -69,6 +71,7 @@ class Renderer:
         self.height, self.width = (round(n * _SUPERSAMPLING) for n in self.out_shape)
         self.focal = self.width / 2 / math.tan(math.radians(settings.horizontal_fov_deg) / 2)
         self.camera_m = settings.camera_height_m
+        self._level_row = settings.horizon * self.height  # principal row: the lens is shifted, not tilted
         self._tan = ((self.width / 2 - 0.5 - np.arange(self.width)) / self.focal).astype(np.float32)  # left is positive
         self._rows = np.arange(self.height, dtype=np.float32)[:, None]
         self._columns = np.arange(self.width)[None, :]
@@ -77,6 +80,10 @@ class Renderer:
         sun = np.array(SUN_DIRECTION) / np.linalg.norm(SUN_DIRECTION)
         self._sunlit = np.clip(self._normal @ sun[:2], 0.0, 1.0).astype(np.float32)
         self._sun_up = float(sun[2])
+        grain = np.random.default_rng(1).standard_normal((512, 512), np.float32)
+        self._grain = 0.13 * grain + 0.25 * cv2.GaussianBlur(grain, (0, 0), 2.0)
+        noise = np.random.default_rng(0).standard_normal((*(n + _NOISE_MARGIN for n in self.out_shape), 4), np.float32)
+        self._noise = noise[..., :1] + 0.4 * noise[..., 1:]  # most of it grey, a little coloured
         self._objects = ObjectPainter(scene.sprites, self.focal, self.camera_m, (self.height, self.width))
 
     def depth(self, view: View) -> np.ndarray:
@@ -94,7 +101,8 @@ class Renderer:
         weather = conditions.weather
         depth, colour, glow, sunlit, is_ground, horizon = self._surfaces(view, weather)
         ambient, sun = np.array(weather.ambient, np.float32), np.array(weather.sun, np.float32)
-        image = colour * (ambient + sunlit[..., None] * sun)
+        colour *= sunlit[..., None] * sun + ambient
+        image = colour
         if weather.night > 0:
             warm = np.array((1.0, 0.80, 0.50), np.float32) * np.float32(weather.night * 0.95)
             image += glow[..., None] * warm
@@ -108,7 +116,7 @@ class Renderer:
 
     def _geometry(self, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray, _Walls, float]:
         """Depth (H, W), whether a pixel shows the ground, index of its wall in the flattened walls, the walls, the horizon's row."""
-        horizon = self.height / 2 + self.focal * math.tan(view.pitch_rad)
+        horizon = self._level_row + self.focal * math.tan(view.pitch_rad)
         walls = self._cast(view, horizon)
         ceiling = np.minimum.accumulate(walls.top_row, axis=0)
         layer = np.zeros((self.height, self.width), np.uint8)
@@ -175,9 +183,7 @@ class Renderer:
         arrays = (depth, top_row, column, row_start, row_step, row_base, h, np.where(found, self._sunlit[wall], 0.0))
         return _Walls(*(np.ascontiguousarray(array, np.float32) for array in arrays))
 
-    def _surfaces(
-        self, view: View, weather: Weather
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+    def _surfaces(self, view: View, weather: Weather) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
         """Depth, unlit colour, light given off [0, 255], cosine to the sun, ground mask, horizon."""
         depth, is_ground, index, walls, horizon = self._geometry(view)
         column, rows = walls.column.ravel()[index], walls.rows.ravel()[index]
@@ -213,13 +219,22 @@ class Renderer:
             rows = np.flatnonzero(level == k)
             band = slice(int(rows[0]), int(rows[-1]) + 1)
             scale = np.float32(0.5**k)
-            texel[band] = cv2.remap(plan.levels[k], column[band] * scale - 0.5, row[band] * scale - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return texel[..., :3].astype(np.float32), texel[..., 3].astype(np.float32) / 255.0
+            texel[band] = cv2.remap(
+                plan.levels[k], column[band] * scale - 0.5, row[band] * scale - 0.5, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+            )
+        colour = texel[..., :3].astype(np.float32)
+        near = depth < _GRAIN_FAR_M  # the plan is too coarse there
+        if near.any():
+            x, y = east[near].astype(np.float32) * np.float32(_GRAIN_PER_M), north[near].astype(np.float32) * np.float32(_GRAIN_PER_M)
+            fade = (1 - depth[near] / _GRAIN_FAR_M).astype(np.float32)[:, None]
+            colour[near] *= (1 + fade * cv2.remap(self._grain, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP))[..., None]
+        return colour, texel[..., 3].astype(np.float32) / 255.0
 
     def _fog(self, image: np.ndarray, depth: np.ndarray, weather: Weather) -> None:
-        clear = np.exp(-np.minimum(depth, 1e4) * np.float32(weather.fog_per_m))[..., None]
-        image *= clear
-        image += (1 - clear) * np.array(weather.fog_colour, np.float32)
+        fog = np.array(weather.fog_colour, np.float32)
+        image -= fog
+        image *= cv2.exp(np.minimum(depth, np.float32(1e4)) * np.float32(-weather.fog_per_m))[..., None]
+        image += fog
 
     def _draw_sky(self, image: np.ndarray, depth: np.ndarray, view: View, conditions: Conditions, horizon: float) -> None:
         last = min(self.height, max(0, math.ceil(horizon) + 1))
@@ -256,8 +271,6 @@ class Renderer:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         image = grey[..., None] + (image - grey[..., None]) * np.float32(weather.saturation)
         image *= np.float32(conditions.exposure)
-        if weather.noise > 0:
-            noise = rng.standard_normal((height, width, 2), np.float32) * np.float32(weather.noise)
-            image += noise[..., :1]
-            image[..., ::2] += noise[..., 1:] * np.float32(0.5)
+        row, column = rng.integers(_NOISE_MARGIN, size=2)  # another part of the fixed noise for each picture
+        image += self._noise[row : row + height, column : column + width] * np.float32(weather.noise)
         return np.clip(image, 0, 255).astype(np.uint8)

@@ -152,7 +152,8 @@ def wheel_odometry(states: np.ndarray, times_s: np.ndarray, settings: TownSettin
     forward = np.cos(yaw) * step[:, 0] + np.sin(yaw) * step[:, 1]
     sideways = -np.sin(yaw) * step[:, 0] + np.cos(yaw) * step[:, 1]
     scale = (1 + settings.odometry_scale_error) * (1 + settings.odometry_noise * rng.standard_normal(len(dt)))
-    turn = np.diff(states[:, 2]) + np.radians(settings.odometry_yaw_bias_deg_s + settings.odometry_yaw_noise_deg_s * rng.standard_normal(len(dt))) * dt
+    drift_deg_s = settings.odometry_yaw_bias_deg_s + settings.odometry_yaw_noise_deg_s * rng.standard_normal(len(dt))
+    turn = np.diff(states[:, 2]) + np.radians(drift_deg_s) * dt
     forward, sideways = forward * scale, sideways * scale
     heading = np.concatenate([[0.0], np.cumsum(turn)])
     dx = np.cos(heading[:-1]) * forward - np.sin(heading[:-1]) * sideways

@@ -113,7 +113,10 @@ def _add_hedge(walls: _Walls, outer: np.ndarray, texture: int) -> None:
 
 
 def _add_church(walls: _Walls, nave: np.ndarray, seed: list[int], px_per_m: float) -> None:
-    long, short = walls.draw(draw_church_wall(seed, 20.0, 11.0, 4, px_per_m)), walls.draw(draw_church_wall(seed, 12.0, 11.0, 1, px_per_m, peak_m=6.0))
+    long, short = (
+        walls.draw(draw_church_wall(seed, 20.0, 11.0, 4, px_per_m)),
+        walls.draw(draw_church_wall(seed, 12.0, 11.0, 1, px_per_m, peak_m=6.0)),
+    )
     for k in range(4):
         walls.add(nave[k], nave[(k + 1) % 4], long if k % 2 else short)
     middle = (nave[0] + nave[1]) / 2

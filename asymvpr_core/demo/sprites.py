@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from asymvpr_core.demo.facades import ACCENT
+from asymvpr_core.demo.palette import ACCENT
 
 TREES, LAMPS, PEOPLE, FURNITURE = 8, 3, 12, 5
 _PX_PER_M = 40
@@ -49,13 +49,13 @@ class _Surface:
     def px(self, x: float, y: float) -> tuple[int, int]:
         return round((x + self.width_m / 2) * _PX_PER_M), round((self.height_m - y) * _PX_PER_M)
 
-    def _paint(self, mask: np.ndarray, colour: tuple[int, int, int], light: int) -> None:
-        self.image[mask > 0] = (*colour, light, 255)
-
     def polygon(self, points: list[tuple[float, float]], colour: tuple[int, int, int], light: int = 0) -> None:
-        mask = np.zeros(self.image.shape[:2], np.uint8)
-        cv2.fillPoly(mask, [np.array([self.px(x, y) for x, y in points], np.int32)], 1)
-        self._paint(mask, colour, light)
+        corners = np.array([self.px(x, y) for x, y in points], np.int32)
+        (c0, r0), (c1, r1) = np.maximum(corners.min(axis=0), 0), corners.max(axis=0) + 1
+        region = self.image[r0:r1, c0:c1]
+        mask = np.zeros(region.shape[:2], np.uint8)
+        cv2.fillPoly(mask, [corners - (c0, r0)], 1)
+        region[mask > 0] = (*colour, light, 255)
 
     def rect(self, x0: float, y0: float, x1: float, y1: float, colour: tuple[int, int, int], light: int = 0) -> None:
         self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour, light)
@@ -96,16 +96,19 @@ def _tree(rng: np.random.Generator, kind: int) -> Sprite:
     surface.polygon([(-trunk, 0), (trunk, 0), (trunk * 0.6, height * 0.6), (-trunk * 0.6, height * 0.6)], bark)
     leaf = ((70, 104, 48), (88, 116, 52), (44, 78, 54), (104, 118, 44), (128, 104, 48), (62, 96, 62), (48, 84, 50), (92, 124, 66))[kind % 8]
     if shape == 2:
-        for y in np.linspace(height * 0.16, height * 0.94, 12):
-            half = (width / 2 - 0.1) * (1 - y / height) * 1.15
-            tone = _tone(rng, leaf, 16)
-            surface.polygon([(-half, y), (half, y), (rng.normal(0, 0.1), min(height - 0.02, y + height * 0.2))], tone)
+        for y in np.sort(rng.uniform(0.12, 0.97, 420)) * height:
+            half = (width / 2 - 0.15) * (1.02 - y / height) * 1.12
+            x = half * rng.uniform(-1, 1)
+            reach = float(rng.uniform(0.25, 0.5))
+            tip = x + 0.4 * reach * np.sign(x)
+            colour = _tone(rng, (leaf[0], leaf[1], leaf[2]), 22)
+            surface.polygon([(x - reach * 0.5, y), (x + reach * 0.5, y), (tip, y - reach * 0.8)], colour)
         return surface.finish()
-    middle, reach = height * 0.64, (height * 0.34, width / 2)
+    middle, reach_up, reach_aside = height * 0.64, height * 0.34, width / 2
     for _ in range(420):
         angle, share = rng.uniform(0, 2 * np.pi), np.sqrt(rng.random()) * 0.86
-        x, y = share * reach[1] * np.cos(angle), middle + share * reach[0] * np.sin(angle)
-        light = 1.0 + 0.28 * (y - middle) / reach[0]
+        x, y = share * reach_aside * np.cos(angle), middle + share * reach_up * np.sin(angle)
+        light = 1.0 + 0.28 * (y - middle) / reach_up
         colour = _tone(rng, (int(leaf[0] * light), int(leaf[1] * light), int(leaf[2] * light)), 18)
         surface.disc(float(x), float(y), float(rng.uniform(0.1, 0.3)), colour, squash=0.8)
     return surface.finish()

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from asymvpr_core.config import TownSettings
-from asymvpr_core.demo.facades import Character, random_character
+from asymvpr_core.demo.facades import COPIES, Character, random_character
 from asymvpr_core.errors import SettingsError
 
 Corner = tuple[int, int]  # (column from the west, row from the south); 0 and up lie in the town, the ring around it does not
@@ -20,6 +20,7 @@ Corner = tuple[int, int]  # (column from the west, row from the south); 0 and up
 ROAD_HALF_WIDTH_M = 4.7
 LOT_DEPTH_M = 9.0
 OUTER_RING_M = 42.0
+SURFACES = 5
 SHARED_DESIGNS = 14  # façades of streets that nobody drives along
 
 
@@ -34,7 +35,7 @@ class Street:
     design: int  # streets of equal design have equal houses
     trees: bool
     lamp: int
-    cobbled: bool
+    surface: int  # number of the road's surface
     reversed_design: bool = False  # the design runs from `end` to `start`
     variant: int = 0
 
@@ -88,7 +89,11 @@ class Town:
     def outline(self) -> list[np.ndarray]:
         """Outlines to draw a map with: the lots' footprints and the parks, each (N, 2) in metres, not closed."""
         shapes = [lot.footprint for block in self.blocks for lot in block.lots if lot.kind == "house"]
-        return shapes + [block.outer for block in self.blocks if block.kind == "park"] + [church_footprint(b) for b in self.blocks if b.kind == "church"]
+        return (
+            shapes
+            + [block.outer for block in self.blocks if block.kind == "park"]
+            + [church_footprint(b) for b in self.blocks if b.kind == "church"]
+        )
 
     def street_lines(self) -> list[np.ndarray]:
         """Middle lines of the inner streets, each (2, 2) in metres."""
@@ -165,7 +170,7 @@ def _lay_streets(settings: TownSettings, corners: dict[Corner, np.ndarray]) -> d
                 design=1000 + 2 * number + step,
                 trees=bool(rng.random() < 0.4),
                 lamp=int(rng.integers(3)),
-                cobbled=bool(rng.random() < 0.3),
+                surface=int(rng.integers(SURFACES)),
             )
     for original, copy in _lookalikes(settings):
         first = streets[min(original), max(original)]
@@ -180,7 +185,7 @@ def _lay_streets(settings: TownSettings, corners: dict[Corner, np.ndarray]) -> d
             half_width_m=first.half_width_m,
             trees=first.trees,
             lamp=first.lamp,
-            cobbled=first.cobbled,
+            surface=first.surface,
             reversed_design=(original[0] > original[1]) != (copy[0] > copy[1]),
             variant=1,
         )
@@ -270,7 +275,7 @@ def _lay_lots(settings: TownSettings, front: np.ndarray, rear: np.ndarray, way: 
         # In a terrace every third house is the same.
         seed = (settings.seed, 5, way.design, hand, i % 3 if way.character.uniform else i) if driven else (settings.seed, 6, shared)
         character = way.character if driven else random_character(np.random.default_rng([settings.seed, 7, shared]))
-        lots.append(Lot(footprint, "yard" if is_yard else "house", seed, character, 100 * way.variant + i if driven else 0))
+        lots.append(Lot(footprint, "yard" if is_yard else "house", seed, character, COPIES * way.variant + i if driven else 0))
     return lots
 
 

@@ -49,7 +49,7 @@ def place_furniture(town: Town) -> list[Billboard]:
         rng = np.random.default_rng([town.settings.seed, 41, street.design, street.variant])
         start, along, right, length = _frame(town, street)
         kerb = ROAD_HALF_WIDTH_M + 0.7
-        tree = int(rng.integers(TREES))
+        tree = int(np.random.default_rng([town.settings.seed, 43, street.design]).integers(TREES))
         phase = float(rng.uniform(0, 4))
         if street.trees:
             for at in np.arange(_CLEAR_M + phase, length - _CLEAR_M, 10.5):
@@ -82,7 +82,6 @@ class Traffic:
     def __init__(self, town: Town, lap: int):
         self._town, self._lap = town, lap
         self._parked = self._park()
-        self._walkers: list[tuple[Street, np.random.Generator]] = []
         rng = np.random.default_rng([town.settings.seed, 51, lap])
         # (street, sign of direction, start [m], speed [m/s], kind or sprite, colour or lateral offset)
         self._driving: list[tuple[Street, int, float, float, int, int]] = []
@@ -94,7 +93,9 @@ class Traffic:
                 )
             for _ in range(6):
                 lateral = float(rng.choice((-1, 1)) * (ROAD_HALF_WIDTH_M + rng.uniform(0.9, street.half_width_m - ROAD_HALF_WIDTH_M - 0.6)))
-                self._walking.append((street, int(rng.choice((-1, 1))), rng.uniform(0, 60), rng.uniform(0.7, 1.8), int(rng.integers(PEOPLE)), lateral))
+                self._walking.append(
+                    (street, int(rng.choice((-1, 1))), rng.uniform(0, 60), rng.uniform(0.7, 1.8), int(rng.integers(PEOPLE)), lateral)
+                )
 
     def _park(self) -> list[Car]:
         cars = []
@@ -108,7 +109,7 @@ class Traffic:
                     stays = [float(v) for v in always.random(5)]
                     new = [float(v) for v in today.random(5)]
                     occupied, colour, kind, shift, turn = stays if stays[4] < 0.2 else new
-                    if occupied > 0.5:
+                    if occupied > 0.36:
                         continue
                     x, y = start + along * (at + shift - 0.5) + right * side * (ROAD_HALF_WIDTH_M - 1.05)
                     heading = float(np.arctan2(along[1], along[0])) + (0.0 if side > 0 else np.pi) + 0.06 * (turn - 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,30 +40,30 @@ class Weather:
 WEATHERS: dict[str, Weather] = {
     "day": Weather(
         (0.60, 0.64, 0.72), (0.66, 0.60, 0.48), 0.42, (70, 128, 206), (186, 214, 238), 0.42, (250, 250, 250), 0.0016, (190, 212, 234),
-        0.0, 0.0, 0.0, 0.95, 2.0, 0.0,
+        0.0, 0.0, 0.0, 0.95, 1.6, 0.0,
     ),
     "overcast": Weather(
         (0.78, 0.80, 0.84), (0.06, 0.06, 0.06), 0.04, (158, 166, 176), (206, 210, 214), 0.85, (186, 190, 196), 0.004, (200, 204, 208),
-        0.0, 0.05, 0.0, 0.72, 3.0, 0.0,
+        0.0, 0.05, 0.0, 0.82, 2.0, 0.0,
     ),
     "rain": Weather(
-        (0.55, 0.58, 0.64), (0.0, 0.0, 0.0), 0.0, (112, 120, 132), (156, 164, 172), 0.9, (126, 132, 142), 0.011, (154, 162, 170),
-        0.28, 0.75, 0.8, 0.6, 4.0, 0.7,
+        (0.62, 0.65, 0.71), (0.0, 0.0, 0.0), 0.0, (112, 120, 132), (156, 164, 172), 0.9, (126, 132, 142), 0.006, (154, 162, 170),
+        0.2, 0.55, 0.6, 0.75, 2.2, 0.35,
     ),
     "fog": Weather(
         (0.74, 0.76, 0.78), (0.0, 0.0, 0.0), 0.0, (196, 200, 204), (204, 207, 210), 0.3, (200, 203, 206), 0.028, (204, 207, 210),
         0.1, 0.15, 0.0, 0.55, 3.0, 0.1,
     ),
     "evening": Weather(
-        (0.34, 0.33, 0.43), (0.10, 0.05, 0.02), 0.0, (44, 56, 104), (226, 150, 104), 0.5, (150, 104, 116), 0.004, (120, 100, 112),
-        1.0, 0.12, 0.0, 0.85, 7.0, 0.0,
+        (0.46, 0.43, 0.52), (0.18, 0.10, 0.05), 0.0, (44, 56, 104), (226, 150, 104), 0.5, (150, 104, 116), 0.004, (120, 100, 112),
+        0.85, 0.12, 0.0, 0.85, 3.0, 0.0,
     ),
 }  # fmt: skip
 
 
 def blend(a: Weather, b: Weather, share: float) -> Weather:
     """The weather `share` of the way from `a` to `b`."""
-    values = {}
+    values: dict[str, Any] = {}
     for field in fields(Weather):
         first, second = np.array(getattr(a, field.name)), np.array(getattr(b, field.name))
         value = first + share * (second - first)
@@ -93,7 +94,7 @@ def sky_panorama(weather: Weather, seed: list[int]) -> np.ndarray:
     hills = (0.05 + 0.035 * fractal_noise(rng, 2, columns, octaves=5, first=6, wrap=True)[0]) * SKY_ROWS_PER_RAD
     row = np.arange(rows)[:, None]
     below = row > rows - 1 - hills[None, :]
-    land = 0.55 * np.array((96, 116, 88), np.float32) * np.array(weather.ambient, np.float32) * 1.2 + 0.45 * np.array(weather.fog_colour, np.float32)
+    land = np.array((63, 77, 58), np.float32) * np.array(weather.ambient, np.float32) + 0.45 * np.array(weather.fog_colour, np.float32)
     return np.where(below[..., None], land, sky).astype(np.float32)
 
 
@@ -106,7 +107,11 @@ def add_rain(image: np.ndarray, weather: Weather, rng: np.random.Generator) -> N
     layer = np.zeros((height, width), np.uint8)
     slope = rng.normal(0.08, 0.05)
     for x, y, length, tone in zip(
-        rng.uniform(0, width, count), rng.uniform(-0.1, 1, count) * height, rng.uniform(0.03, 0.12, count) * height, rng.integers(30, 90, count), strict=True
+        rng.uniform(0, width, count),
+        rng.uniform(-0.1, 1, count) * height,
+        rng.uniform(0.03, 0.12, count) * height,
+        rng.integers(30, 90, count),
+        strict=True,
     ):
         cv2.line(layer, (int(x), int(y)), (int(x + slope * length), int(y + length)), int(tone), 1, cv2.LINE_AA)
     image += layer[..., None].astype(np.float32) * 0.55
@@ -119,7 +124,9 @@ def add_lens_drops(image: np.ndarray, weather: Weather, rng: np.random.Generator
         return image
     height, width = image.shape[:2]
     mask = np.zeros((height, width), np.float32)
-    for x, y, radius in zip(rng.uniform(0, width, count), rng.uniform(0, height, count), rng.uniform(0.012, 0.04, count) * width, strict=True):
+    for x, y, radius in zip(
+        rng.uniform(0, width, count), rng.uniform(0, height, count), rng.uniform(0.012, 0.04, count) * width, strict=True
+    ):
         cv2.circle(mask, (int(x), int(y)), max(1, int(radius)), 0.85, -1, cv2.LINE_AA)
     soft = max(1.0, width / 90)
     mask = cv2.GaussianBlur(mask, (0, 0), soft * 0.4)[..., None]

@@ -138,7 +138,7 @@ def precision_recall_section(result: BagResult, others: Sequence[tuple[str, Prec
         Figure(
             plot_precision_recall([(metrics["encoder"]["name"], result.sweep), *others], point),
             "Precision over recall of the best candidate, for every threshold.",
-            "Curve: best candidate of each frame, every threshold, without the vote. Diamond: what the matcher accepted, with its vote.",
+            "Curve: best candidate of each frame at every threshold, without the vote. Diamond: what was accepted, with the vote.",
         ),
         Figure(
             plot_score_distance(outcome_groups(result.frames), protocol["radius_m"], protocol["matcher"]["score_threshold"]),

@@ -108,10 +108,9 @@ def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operati
         figure, axes = _figure(4.0)
         for number, (name, sweep) in enumerate(curves):
             colour = _CURVES[number % len(_CURVES)]
-            label = f"{name}, " + ("no opportunity" if sweep.average_precision is None else f"AP {sweep.average_precision:.3f}")
-            if len(sweep.recall):
+            if len(sweep.recall) and sweep.n_opportunities:
                 recall, precision = np.concatenate([[0.0], sweep.recall]), np.concatenate([sweep.precision[:1], sweep.precision])
-                width = 2.0 if number == 0 else 1.5
+                label, width = f"{name}, AP {sweep.average_precision:.3f}", 2.0 if number == 0 else 1.5
                 axes.plot(recall, precision, drawstyle="steps-pre", color=colour, lw=width, label=label, zorder=3)
             full = sweep.recall_at_full_precision
             if full:
@@ -123,10 +122,13 @@ def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operati
             axes.plot([recall_now], [precision_now], marker="D", ms=7, ls="none", color=_INK, label=label, zorder=5, clip_on=False)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.02)
-        axes.set_xlabel("recall (share of the revisit opportunities)")
+        axes.set_xlabel("recall")
         axes.set_ylabel("precision")
         axes.grid(True)
-        axes.legend(loc="lower left")
+        if axes.lines:
+            axes.legend(loc="lower left")
+        else:
+            axes.text(0.5, 0.5, "no revisit opportunity", ha="center", va="center", color=_MUTED)
         return _svg(figure)
 
 

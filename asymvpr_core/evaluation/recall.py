@@ -186,6 +186,6 @@ def _write_predictions(path: Path, result: RecallResult, gallery: Gallery, queri
                 keyframe = gallery.keyframes[index]
                 heading = heading_difference_deg(query, keyframe)
                 writer.writerow([
-                    query_index, query.name, len(positive), rank, index, keyframe.name, f"{score:.6f}", f"{horizontal_distance_m(query, keyframe):.3f}",
-                    "" if np.isnan(heading) else f"{heading:.2f}", int(index in positive),
+                    query_index, query.name, len(positive), rank, index, keyframe.name, f"{score:.6f}",
+                    f"{horizontal_distance_m(query, keyframe):.3f}", "" if np.isnan(heading) else f"{heading:.2f}", int(index in positive),
                 ])  # fmt: skip

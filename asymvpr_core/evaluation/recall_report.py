@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from asymvpr_core.evaluation.report import (
     render_report,
 )
 from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.types import ImageRecord
 
 if TYPE_CHECKING:
     from asymvpr_core.evaluation.recall import RecallResult
@@ -50,7 +52,7 @@ def write_recall_report(out_html: Path, result: RecallResult, gallery: Gallery, 
             "Map",
             [Figure(
                 plot_map(groups, gallery.positions[:, :2]), "Map of the queries, coloured by outcome.",
-                "A line leads from a correctly matched query to its match.",
+                "A line leads from a correctly matched query to its match. Queries at one position are drawn apart, along their headings.",
             )],
             "Each query at its true position, coloured by whether its best match is correct.",
         ),
@@ -95,7 +97,7 @@ def _summary(result: RecallResult) -> Section:
 
 def _groups(result: RecallResult, gallery: Gallery, queries: Dataset) -> list[PointGroup]:
     evaluable = np.array([len(positive) > 0 for positive in result.positives])
-    xy = np.array([record.pose.position[:2] for record in queries.records if record.pose is not None])
+    xy = spread_by_heading(queries.records)
     matched = gallery.positions[result.indices[:, 0], :2]
     wrong = evaluable & ~result.correct
     outcomes = (("correct", GOOD, result.correct), ("wrong", _WRONG, wrong), ("no correct match exists", NEUTRAL, ~evaluable))
@@ -104,6 +106,19 @@ def _groups(result: RecallResult, gallery: Gallery, queries: Dataset) -> list[Po
         for label, style, mask in outcomes
         if mask.any()
     ]
+
+
+def spread_by_heading(records: Sequence[ImageRecord]) -> np.ndarray:
+    """(Q, 2) positions to draw [m]: images that share a position move apart along their headings, by 1.5 % of the map."""
+    xy = np.array([record.pose.position[:2] for record in records if record.pose is not None])
+    _, inverse, counts = np.unique(xy.round(2), axis=0, return_inverse=True, return_counts=True)
+    shift_m = 0.015 * float(np.ptp(xy, axis=0).max())
+    for i in np.flatnonzero(counts[inverse.ravel()] > 1).tolist():
+        heading_deg = records[i].heading_deg
+        if heading_deg is not None:
+            heading_rad = np.radians(heading_deg)
+            xy[i] += shift_m * np.array([np.sin(heading_rad), np.cos(heading_rad)])
+    return xy
 
 
 def _pair_sections(result: RecallResult, gallery: Gallery, queries: Dataset) -> list[Section]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from asymvpr_core.errors import TrainingError
 
-RIDGES = tuple(10.0**power for power in np.arange(-3.0, 2.01, 0.5))
+RIDGES = tuple(10.0 ** (half / 2) for half in range(-6, 5))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,197 @@
+"""Alignment, training and export: from a gallery to a model that the robot runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from town_folder import make_folder
+
+from asymvpr_core.config import ExportSettings, GallerySettings, RuntimeSettings, TrainSettings
+from asymvpr_core.datasets.source import open_source
+from asymvpr_core.deploy.export import export_model
+from asymvpr_core.deploy.runtime import QueryModel
+from asymvpr_core.errors import ArtefactError, DeployError, TrainingError
+from asymvpr_core.gallery.build import build_gallery
+from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.manifest import check_pair, read_manifest, verify_files
+from asymvpr_core.memory.bank import MemoryBank
+from asymvpr_core.networks.query import QueryNetwork
+from asymvpr_core.networks.registry import network_spec
+from asymvpr_core.training.alignment import align
+from asymvpr_core.training.data import EpochSampler, GalleryImages
+from asymvpr_core.training.run import train
+
+# One thread: two threads sum in an order that changes from run to run, which Adam's first steps amplify.
+SETTINGS = TrainSettings(
+    epochs=2, batch_size=4, alignment_copies=1, frozen_share=0.8, validation_share=0.3, workers=0, learning_rate=1e-3, gamma=1.0, threads=1
+)
+
+
+@pytest.fixture(scope="module")
+def gallery_path(tmp_path_factory):
+    root = tmp_path_factory.mktemp("training")
+    source = open_source(make_folder(root / "images", places=8, looks=2))
+    return build_gallery(source, GallerySettings(projection_dim=8, threads=1), root / "gallery")
+
+
+@pytest.fixture(scope="module")
+def run_path(gallery_path):
+    return train(gallery_path, SETTINGS, gallery_path.parent / "run")
+
+
+def test_alignment_recovers_a_linear_map_and_chooses_ridge_on_whole_places():
+    rng = np.random.default_rng(0)
+    places = np.repeat(np.arange(40), 5)
+    z = rng.normal(size=(200, 12)).astype(np.float32)
+    weight, bias = rng.normal(size=(12, 6)), rng.normal(size=6)
+    g = z @ weight + bias
+    alignment = align(z, g, places)
+    np.testing.assert_allclose(z @ alignment.weight + alignment.bias, g, atol=1e-2)
+    assert alignment.held_out_cosine > 0.999
+    # Features and targets of one place are copies, and from place to place there is no law: folds that
+    # split a place would find a cosine near 1, folds of whole places see that nothing carries over.
+    z_place, g_place = rng.normal(size=(40, 12))[places], rng.normal(size=(40, 6))[places]
+    assert align(z_place, g_place, places).held_out_cosine < 0.2
+
+
+def test_alignment_equals_ridge_regression_of_scikit_learn():
+    from sklearn.linear_model import Ridge
+
+    rng = np.random.default_rng(1)
+    z, g = rng.normal(size=(50, 9)).astype(np.float32), rng.normal(size=(50, 4))
+    ours = align(z, g, np.arange(50), ridges=(0.7,))
+    theirs = Ridge(alpha=0.7).fit(z, g)
+    np.testing.assert_allclose(ours.weight, theirs.coef_.T, atol=1e-5)
+    np.testing.assert_allclose(ours.bias, theirs.intercept_, atol=1e-5)
+
+
+def test_alignment_needs_two_places():
+    with pytest.raises(TrainingError, match="one place"):
+        align(np.ones((3, 2), np.float32), np.ones((3, 2)), np.zeros(3, np.int64))
+
+
+def test_a_run_is_complete_and_its_bank_is_the_gallerys(run_path, gallery_path):
+    manifest = read_manifest(run_path, "run")
+    verify_files(run_path, manifest)
+    names = set(manifest.files)
+    assert {"weights.safetensors", "bank.npz", "settings.yaml", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"} <= names
+    assert any(name.startswith("tensorboard/") for name in names)
+    assert TrainSettings.model_validate(yaml.safe_load((run_path / "settings.yaml").read_text())) == SETTINGS
+    assert manifest.details["training_images"] + manifest.details["validation_images"] == 16
+    assert manifest.details["validation_images"] > 0
+    bank = MemoryBank.load(run_path / "bank.npz")
+    gallery = Gallery.open(gallery_path)
+    np.testing.assert_allclose(bank.centroids[bank.places[5]], np.mean(gallery.descriptors[bank.places == bank.places[5]], axis=0), atol=1e-6)
+    assert not run_path.with_name("run.partial").exists()
+
+
+def test_fine_tuning_lowers_the_loss(run_path):
+    rows = [line.split(",") for line in (run_path / "metrics.csv").read_text().splitlines()]
+    column = rows[0].index("loss")
+    losses = [float(row[column]) for row in rows[1:] if row[column]]
+    assert len(losses) == 2 and losses[1] < losses[0]
+
+
+def test_aligned_start_is_nearer_to_the_gallery_than_a_random_head(gallery_path, tmp_path):
+    cosines = {}
+    gallery = Gallery.open(gallery_path)
+    for init in ("random", "aligned"):
+        settings = SETTINGS.model_copy(update={"init": init, "epochs": 0})
+        run = train(gallery_path, settings, tmp_path / init)
+        network = QueryNetwork(network_spec(settings.query_network), 8)
+        network.load(run / "weights.safetensors")
+        network.eval()
+        inputs = torch.from_numpy(np.stack([network.spec.preprocess(gallery.read_image(i)) for i in range(16)]))
+        with torch.inference_mode():
+            cosines[init] = float((network(inputs).numpy() * gallery.descriptors).sum(1).mean())
+    assert cosines["aligned"] > cosines["random"] + 0.3
+
+
+def test_exported_model_says_what_torch_says(run_path, gallery_path, tmp_path):
+    model_path = export_model(run_path, tmp_path / "model", ExportSettings(parity_images=4))
+    model = QueryModel.open(model_path, RuntimeSettings(threads=1))
+    assert model.manifest.details["parity"]["source"] == "gallery" and model.manifest.details["parity"]["min_cosine"] > 0.9999
+    check_pair(Gallery.open(gallery_path).manifest, model.manifest, gallery_path, model_path)
+    network = QueryNetwork(network_spec("efficientnet_lite0_gem"), 8)
+    network.load(run_path / "weights.safetensors")
+    network.eval()
+    image = Gallery.open(gallery_path).read_image(2)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(model.preprocess(image))[None]).numpy()[0]
+    np.testing.assert_allclose(model.encode(image), expected, atol=1e-4)
+    batch = np.stack([model.preprocess(Gallery.open(gallery_path).read_image(i)) for i in range(3)])
+    np.testing.assert_allclose(model.encode_batch(batch)[2], expected, atol=1e-4)
+
+
+def test_export_refuses_what_misses_the_tolerance_and_leaves_nothing(run_path, tmp_path, monkeypatch):
+    monkeypatch.setattr("asymvpr_core.deploy.export._parity", lambda *_: 0.5)
+    with pytest.raises(DeployError, match=r"cosine 0\.5.*expected at least 0\.9999"):
+        export_model(run_path, tmp_path / "model", ExportSettings())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_refuses_a_damaged_run(run_path, tmp_path):
+    import shutil
+
+    damaged = tmp_path / "run"
+    shutil.copytree(run_path, damaged)
+    data = bytearray((damaged / "weights.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (damaged / "weights.safetensors").write_bytes(data)
+    with pytest.raises(ArtefactError, match="weights.safetensors is damaged"):
+        export_model(damaged, tmp_path / "model", ExportSettings())
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(run_path, gallery_path, tmp_path, monkeypatch):
+    """The process dies after the first epoch's checkpoint; the second start must end where the undisturbed run did."""
+    from asymvpr_core.training import module
+
+    out = tmp_path / "run"
+    original = module.AsymmetricModule.training_step
+
+    def dying(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(module.AsymmetricModule, "training_step", dying)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(gallery_path, SETTINGS, out)
+    assert not out.exists() and (tmp_path / "run.partial" / "checkpoints" / "last.ckpt").exists()
+    epochs = []
+
+    def counting(self, batch, batch_idx):
+        epochs.append(self.current_epoch)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(module.AsymmetricModule, "training_step", counting)
+    train(gallery_path, SETTINGS, out)
+    assert set(epochs) == {1}
+    straight = torch.load(run_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    resumed = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.allclose(straight[name].float(), resumed[name].float(), atol=1e-6) for name in straight)
+
+
+def test_augmented_pictures_depend_on_seed_epoch_and_index_only(gallery_path):
+    gallery = Gallery.open(gallery_path)
+    places = np.arange(16)
+    preprocess = network_spec("efficientnet_lite0_gem").preprocess
+    images = GalleryImages(gallery, places, preprocess, SETTINGS.augmentation, seed=1)
+    first = images[(0, 3)][0]
+    torch.rand(5)
+    assert torch.equal(first, images[(0, 3)][0])
+    assert not torch.equal(first, images[(1, 3)][0])
+    sampler = EpochSampler(np.arange(6), seed=0)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[2] != orders[1] and sorted(i for _, i in orders[1]) == list(range(6))
+
+
+def test_a_gallery_of_one_place_cannot_be_trained_on(gallery_path, tmp_path):
+    settings = SETTINGS.model_copy(update={"cells": SETTINGS.cells.model_copy(update={"cell_size_m": 1e7, "heading_sectors": 1})})
+    with pytest.raises(TrainingError, match="one place in all"):
+        train(gallery_path, settings, tmp_path / "run")
