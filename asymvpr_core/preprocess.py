@@ -72,7 +72,9 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         raise ImageError(f"image {name} is a truncated JPEG ({len(data)} bytes)", remedy="replace or remove it")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
     if image is None:
-        raise ImageError(f"image {name} cannot be decoded ({len(data)} bytes)", expected="a JPEG or PNG file", remedy="replace or remove it")
+        raise ImageError(
+            f"image {name} cannot be decoded ({len(data)} bytes)", expected="a JPEG or PNG file", remedy="replace or remove it"
+        )
     return image
 
 

@@ -65,7 +65,10 @@ class BagPlayer(Node):
         for topic in bag.topics if options.topics is None else options.topics:
             if topic not in bag.topics:
                 raise BagError(f"topic {topic} is not in bag {bag.path}", expected=f"one of {bag.describe_topics()}")
-            if bag.message_counts[topic] and not (topic == CLOCK and self._clock_publisher):  # two clocks would contradict each other
+            if not bag.message_counts[topic]:
+                if options.topics is not None:
+                    raise BagError(f"topic {topic} of bag {bag.path} has no messages", remedy="play other topics")
+            elif not (topic == CLOCK and self._clock_publisher):  # two clocks would contradict each other
                 self._add_publisher(topic)
         if not self._publishers_by_topic:
             raise BagError(f"no topic of bag {bag.path} can be played", remedy="install the packages of its message types")

@@ -32,6 +32,7 @@ from asymvpr_core.retrieval.matcher import Matcher
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
 from asymvpr_ros.conversions import cv_bridge_works, rgb_of, stamp_ns
 from asymvpr_ros.diagnostics import NodeStatus
+from asymvpr_ros.frame_age import age_s, fault_of_stamp
 from asymvpr_ros.frame_worker import Frame, FrameWorker
 from asymvpr_ros.outputs import Answer, Output, destroy_outputs, make_outputs
 from asymvpr_ros.parameters import NodeParameters, ResolvedSettings
@@ -210,7 +211,7 @@ class PlaceRecognitionNode(LifecycleNode):
     def _process(self, frame: Frame) -> None:
         """Match one frame and publish the answer; runs in the worker's thread and never raises."""
         stamp = stamp_ns(frame.message.header.stamp)
-        reason = self._wrong_stamp(stamp)
+        reason = fault_of_stamp(stamp, self._now_ns(), self._settings.resolved.node.max_image_age_s)
         if reason is not None:
             self._status.stale(reason)
             self.get_logger().warning(f"frame skipped: {reason}", throttle_duration_sec=_WARNING_PERIOD_S)
@@ -241,34 +242,18 @@ class PlaceRecognitionNode(LifecycleNode):
             published=announce,
             reason=reason,
             latency_s=time.monotonic() - frame.received_s,
-            image_age_s=self._age_s(stamp),
+            image_age_s=age_s(stamp, self._now_ns()),
         )
         self.get_logger().debug(f"frame {stamp}: {'accepted' if result.accepted else 'rejected'}: {reason}")
+
+    def _now_ns(self) -> int:
+        return self.get_clock().now().nanoseconds
 
     def _cooling_s(self, stamp: int) -> float:
         """Seconds that are left of the cooldown, by image stamps; 0 or less when it is over."""
         if self._announced_ns is None or stamp < self._announced_ns:
             return 0.0
         return self._settings.resolved.node.cooldown_s - (stamp - self._announced_ns) / 1e9
-
-    def _age_s(self, stamp: int) -> float | None:
-        """Age of an image by the node's clock; None while simulated time has not begun."""
-        now_ns = self.get_clock().now().nanoseconds
-        return (now_ns - stamp) / 1e9 if now_ns > 0 else None
-
-    def _wrong_stamp(self, stamp: int) -> str | None:
-        """Why a frame of this stamp must not be matched, or None."""
-        limit_s, age_s = self._settings.resolved.node.max_image_age_s, self._age_s(stamp)
-        if stamp <= 0:
-            return "the image has no stamp; the camera driver must fill header.stamp"
-        if limit_s == 0 or age_s is None:
-            return None
-        remedy = "set use_sim_time and publish /clock for a bag, or correct the clocks"
-        if age_s > limit_s:
-            return f"the image is {age_s:.3f} s old, at most {limit_s:g} s are allowed (max_image_age_s); {remedy}"
-        if age_s < -limit_s:
-            return f"the image's stamp lies {-age_s:.3f} s in the future; {remedy}"
-        return None
 
     def _forget_frames(self) -> None:
         """Clear what earlier frames left; runs in the worker's thread, between two frames."""

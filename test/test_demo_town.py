@@ -142,6 +142,7 @@ def test_walls_are_where_the_plan_says(maker):
     town = build_town(maker.settings)
     height, width = maker.settings.image_height, maker.settings.image_width
     focal = width / 2 / math.tan(math.radians(maker.settings.horizontal_fov_deg) / 2)
+    row = int(maker.settings.horizon * height) - 1  # just above the horizon: no ground there
     compared = 0
     for lap, frame in ((0, 3), (0, 30), (1, 20)):
         state = maker.view(lap, frame)
@@ -153,7 +154,7 @@ def test_walls_are_where_the_plan_says(maker):
                 continue
             # The picture is rendered finer than it is stored: allow a column to either side.
             low, high = sorted(wall_depth_by_hand(town, view, (width / 2 - column - 0.5 + shift) / focal) for shift in (-0.7, 0.7))
-            assert 0.99 * min(low, expected) <= depth[height // 2, column] <= 1.01 * max(high, expected)
+            assert 0.99 * min(low, expected) <= depth[row, column] <= 1.01 * max(high, expected)
             compared += 1
     assert compared >= 15
 
@@ -164,7 +165,7 @@ def test_ground_depth_and_horizon_follow_the_camera_height(maker):
     focal = settings.image_width / 2 / math.tan(math.radians(settings.horizontal_fov_deg) / 2)
     depth = maker.renderer.depth(View(view.x, view.y, view.yaw_rad))
     row = settings.image_height - 2
-    expected = focal * settings.camera_height_m / (row + 0.5 - settings.image_height / 2)
+    expected = focal * settings.camera_height_m / (row + 0.5 - settings.image_height * settings.horizon)
     assert depth[row, settings.image_width // 2] == pytest.approx(expected, rel=0.02)
     tilted = maker.renderer.depth(View(view.x, view.y, view.yaw_rad, math.radians(3)))
     assert tilted[row, settings.image_width // 2] > expected * 1.04  # the horizon moved down
@@ -175,10 +176,11 @@ def test_camera_turned_left_sees_things_move_right(maker):
     view = maker.view(0, 5)
     focal = maker.settings.image_width / 2
     turn = math.atan(10 / focal)
-    left = maker.renderer.depth(View(view.x, view.y, view.yaw_rad + turn))[maker.settings.image_height // 2]
-    row = maker.renderer.depth(View(view.x, view.y, view.yaw_rad))[maker.settings.image_height // 2]
+    row = int(maker.settings.horizon * maker.settings.image_height) - 1
+    left = maker.renderer.depth(View(view.x, view.y, view.yaw_rad + turn))[row]
+    straight = maker.renderer.depth(View(view.x, view.y, view.yaw_rad))[row]
     middle = maker.settings.image_width // 2
-    assert left[middle + 10] == pytest.approx(row[middle], rel=0.1)
+    assert left[middle + 10] == pytest.approx(straight[middle], rel=0.1)
 
 
 def test_objects_hide_behind_walls_and_show_before_them(maker):
@@ -309,8 +311,9 @@ def test_a_view_away_from_all_walls_is_ground_and_sky():
     settings = tiny()
     renderer = Renderer(build_scene(build_town(settings)), settings)
     depth = renderer.depth(View(500.0, 500.0, math.radians(45)))
-    assert np.isinf(depth[: settings.image_height // 2 - 1]).all()
-    assert np.isfinite(depth[settings.image_height // 2 + 2 :]).all()
+    horizon = int(settings.image_height * settings.horizon)
+    assert np.isinf(depth[: horizon - 1]).all()
+    assert np.isfinite(depth[horizon + 2 :]).all()
 
 
 # --- bags ---------------------------------------------------------------------------------------
@@ -357,7 +360,13 @@ def check_bag(messages: dict[str, list], settings: TownSettings) -> None:
         assert message.header.stamp.sec * 10**9 + message.header.stamp.nanosec == stamp
         assert cv2.imdecode(np.asarray(message.data), cv2.IMREAD_COLOR).shape == (72, 96, 3)
     info = infos[0][1]
-    assert (info.width, info.height, info.k[0], info.k[2], info.k[5]) == (96, 72, pytest.approx(48.0), 48.0, 36.0)
+    assert (info.width, info.height, info.k[0], info.k[2], info.k[5]) == (
+        96,
+        72,
+        pytest.approx(48.0),
+        48.0,
+        pytest.approx(72 * settings.horizon),
+    )
     first = truth[0][1]
     expected = lap.poses(np.array([0.0]))[0]
     assert first.header.frame_id == "map"

@@ -33,6 +33,7 @@ LIVE_START_S = 5000
 OFF = MatcherSettings(sequence="off", score_threshold=0.8)
 NEAR = EvaluationSettings(radius_m=1.0, k=(1, 5, 10))  # 10 is beyond the matcher's top_k
 
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """Gallery of 12 places 2 m apart along x; a live run sees 10 of them again, mistakes two, and ends in unknown land."""

@@ -34,9 +34,7 @@ def naive(query, gallery, place, centroids, variances, temperature=0.05, gamma=1
         denominator = numerator
         for j in range(len(centroids)):
             if j != place[b]:
-                denominator = denominator + torch.exp(
-                    (query[b] * centroids[j]).sum() / temperature + gamma / (2 * temperature**2) * spread
-                )
+                denominator = denominator + torch.exp((query[b] * centroids[j]).sum() / temperature + gamma / (2 * temperature**2) * spread)
         losses.append(-torch.log(numerator / denominator))
     return sum(losses) / len(losses)
 

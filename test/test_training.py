@@ -83,7 +83,9 @@ def test_a_run_is_complete_and_its_bank_is_the_gallerys(run_path, gallery_path):
     assert manifest.details["validation_images"] > 0
     bank = MemoryBank.load(run_path / "bank.npz")
     gallery = Gallery.open(gallery_path)
-    np.testing.assert_allclose(bank.centroids[bank.places[5]], np.mean(gallery.descriptors[bank.places == bank.places[5]], axis=0), atol=1e-6)
+    np.testing.assert_allclose(
+        bank.centroids[bank.places[5]], np.mean(gallery.descriptors[bank.places == bank.places[5]], axis=0), atol=1e-6
+    )
     assert not run_path.with_name("run.partial").exists()
 
 

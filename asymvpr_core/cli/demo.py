@@ -25,6 +25,19 @@ def demo(
       asymvpr demo --out demo_out
       asymvpr demo --source my_bags --out my_demo
     """
+    from rich.console import Console
+    from rich.table import Table
+
+    from asymvpr_core.demo.report import COMPARISON_COLUMNS
     from asymvpr_core.demo.story import run_demo
 
-    run_demo(out, source, seed, terminal_progress())
+    result = run_demo(out, source, seed, terminal_progress())
+    console = Console()
+    live = Table("live node", "value", "unit", title=result.description)
+    for row in result.live_rows():
+        live.add_row(*row)
+    networks = Table(*(f"{c.name} [{c.unit}]" if c.unit else c.name for c in COMPARISON_COLUMNS), title="the same frames, offline")
+    for cells in result.comparison_rows():
+        networks.add_row(*cells)
+    console.print(live, networks)
+    console.print(f"report: {result.report}", soft_wrap=True)

@@ -66,6 +66,7 @@ class BagDataset:
         self.root = Path(path)
         with Bag.open(self.root) as bag:
             self.image_topic = bag.choose_topic(settings.image_topic, IMAGE_TYPES, "image", "--image-topic")
+            self.image_type = bag.topics[self.image_topic]
             self.pose_topic: str | None = None
             if settings.trajectory_file is None:
                 self.pose_topic = bag.choose_topic(settings.pose_topic, POSE_TYPES, "pose", "--pose-topic or give a TUM trajectory")
@@ -90,6 +91,15 @@ class BagDataset:
     def skipped_summary(self) -> str:
         """Why images were left out ("3 lie before the first pose, …"); empty where none was."""
         return ", ".join(f"{count} {reason}" for reason, count in self._skipped.items())
+
+    @property
+    def stamps_ns(self) -> list[int]:
+        """Header stamp of every record's image."""
+        return [record.stamp_ns for record in self.records if record.stamp_ns is not None]
+
+    def trajectory(self) -> Trajectory:
+        """The records' poses at their stamps."""
+        return Trajectory(self.stamps_ns, [record.pose for record in self.records if record.pose is not None], name=str(self.root))
 
     def read_encoded(self, indices: list[int]) -> Iterator[tuple[int, bytes]]:
         """As in `Dataset`. Raises ImageError for a raw image of unknown encoding, BagError for a damaged bag."""

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from asymvpr_core.config import MatcherSettings, RuntimeSettings
+from asymvpr_core.datasets.bags import Bag
 from asymvpr_core.errors import EvaluationError
 from asymvpr_core.progress import Progress, silent
 
@@ -36,7 +37,6 @@ def replay_live(
     model: Path,
     out: Path,
     *,
-    duration_s: float,
     rate: float = 1.0,
     matcher: MatcherSettings | None = None,
     runtime: RuntimeSettings | None = None,
@@ -49,7 +49,6 @@ def replay_live(
     Args:
         image_type: message type of `image_topic`; a CompressedImage goes to `image/compressed`.
         out: folder for the recording and the logs; made if it is missing.
-        duration_s: length of the bag, for the progress bar and the deadline.
         rate: speed of the replay against the recording.
 
     Raises:
@@ -61,6 +60,7 @@ def replay_live(
     recording = out / "recording.jsonl"
     recording.unlink(missing_ok=True)
     compressed = image_type == _COMPRESSED
+    duration_s = _duration_s(bag, image_topic)
     parameters = {
         "gallery_path": str(gallery.resolve()),
         "model_path": str(model.resolve()),
@@ -73,7 +73,7 @@ def replay_live(
     node = ["place_recognition_node", "--ros-args", "-r", remapping]
     for name, value in parameters.items():
         node += ["-p", f"{name}:={value}"]
-    player = ["bag_player", str(bag), "--rate", str(rate), "--wait-for", image_topic, "--topics", image_topic]
+    player = ["bag_player", str(bag), "--rate", str(rate), "--topics", image_topic, "--wait-for", image_topic, "/clock"]
     with _process(["match_recorder", "--out", str(recording)], out) as recorder, _process(node, out) as running:
         _wait(lambda: recording.exists() and "/diagnostics" in recording.read_text(encoding="utf-8"), [recorder, running], out)
         with _process(player, out) as playing:
@@ -110,6 +110,12 @@ def _process(command: list[str], logs: Path) -> Iterator[subprocess.Popen[bytes]
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+
+
+def _duration_s(bag: Path, topic: str) -> float:
+    with Bag.open(bag) as opened:
+        received = [message.received_ns for message in opened.messages([topic])]
+    return (received[-1] - received[0]) * 1e-9
 
 
 def _wait(ready: Callable[[], bool], processes: list[subprocess.Popen[bytes]], logs: Path) -> None:

@@ -183,9 +183,6 @@ def _lay_streets(settings: TownSettings, corners: dict[Corner, np.ndarray]) -> d
             character=terrace,
             design=first.design,
             half_width_m=first.half_width_m,
-            trees=first.trees,
-            lamp=first.lamp,
-            surface=first.surface,
             reversed_design=(original[0] > original[1]) != (copy[0] > copy[1]),
             variant=1,
         )

@@ -46,7 +46,9 @@ class QueryModel:
         try:
             session = onnxruntime.InferenceSession(str(path / MODEL), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own family without a common base
-            raise DeployError(f"{path / MODEL} is refused by onnxruntime: {error}", remedy="export it again with 'asymvpr export'") from error
+            raise DeployError(
+                f"{path / MODEL} is refused by onnxruntime: {error}", remedy="export it again with 'asymvpr export'"
+            ) from error
         return QueryModel(path, manifest, Preprocess.model_validate(manifest.details["preprocess"]), session)
 
     @property

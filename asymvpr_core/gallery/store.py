@@ -114,7 +114,9 @@ def read_keyframes(path: Path) -> list[Keyframe]:
             for row in reader:
                 keyframes.append(_keyframe(dict(zip(COLUMNS, row, strict=True))))
     except (ValueError, OSError, csv.Error) as error:
-        raise ArtefactError(f"{path} is damaged near row {len(keyframes)}: {error}", remedy="rebuild with 'asymvpr gallery build'") from error
+        raise ArtefactError(
+            f"{path} is damaged near row {len(keyframes)}: {error}", remedy="rebuild with 'asymvpr gallery build'"
+        ) from error
     return keyframes
 
 

@@ -48,7 +48,9 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
         if names
     ]
     if problems:
-        raise NetworkError(f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}", remedy="give this network's own weights")
+        raise NetworkError(
+            f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}", remedy="give this network's own weights"
+        )
     module.load_state_dict(dict(state), strict=True)
 
 

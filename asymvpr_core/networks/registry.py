@@ -109,4 +109,3 @@ def load_network(name: str, weights: Path | None = None) -> LoadedNetwork:
     module = PooledNetwork(spec)
     load_strictly(module.backbone, efficientnet_lite_to_timm(read_state(path), module.backbone), str(path))
     return LoadedNetwork(spec, module.eval(), sha256_of(path))
-

@@ -24,7 +24,10 @@ class GalleryImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """
 
     def __init__(
-        self, gallery: Gallery, places: np.ndarray, preprocess: Preprocess,
+        self,
+        gallery: Gallery,
+        places: np.ndarray,
+        preprocess: Preprocess,
         augmentation: AugmentationSettings | None = None,
         seed: int = 0,
     ):

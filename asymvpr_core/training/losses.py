@@ -72,9 +72,7 @@ def _product(query: Tensor, block: Tensor) -> Tensor:
     return query @ block.to(query.dtype).T
 
 
-def _check(
-    query: Tensor, gallery: Tensor, place: Tensor, centroids: Tensor, variances: Tensor, temperature: float, gamma: float
-) -> None:
+def _check(query: Tensor, gallery: Tensor, place: Tensor, centroids: Tensor, variances: Tensor, temperature: float, gamma: float) -> None:
     batch, dimension = query.shape if query.ndim == 2 else (-1, -1)
     fits = (
         gallery.shape == (batch, dimension)
@@ -84,8 +82,8 @@ def _check(
         and variances.shape == centroids.shape
     )
     if not fits:
-        shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in
-                           [("query", query), ("gallery", gallery), ("place", place), ("centroids", centroids), ("variances", variances)])  # fmt: skip
+        tensors = {"query": query, "gallery": gallery, "place": place, "centroids": centroids, "variances": variances}
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         raise TrainingError(f"shapes do not fit: {shapes}", expected="(B, D), (B, D), (B,), (M, D), (M, D)")
     if place.dtype != torch.int64:
         raise TrainingError(f"place is {place.dtype}", expected="int64")

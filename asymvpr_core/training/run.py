@@ -75,7 +75,9 @@ def _train(
         raise TrainingError("the gallery has one place in all", expected="at least two", remedy="use smaller cells or a larger gallery")
     training, validation = _split(places, settings)
     lightning.seed_everything(settings.seed, verbose=False)
-    network = QueryNetwork.from_pretrained(load_network(settings.query_network, weights), gallery.manifest.gallery_network.dimension, settings.seed)
+    network = QueryNetwork.from_pretrained(
+        load_network(settings.query_network, weights), gallery.manifest.gallery_network.dimension, settings.seed
+    )
     details: dict[str, Any] = {"places": len(bank.counts), "training_images": len(training), "validation_images": len(validation)}
     if settings.init == "aligned":
         details["alignment"] = _align(network, gallery, bank, training, settings, work, progress)

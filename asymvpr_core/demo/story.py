@@ -1,0 +1,203 @@
+"""The whole story in one function: two recordings in, gallery, query model, live matches and a report out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from asymvpr_core.config import (
+    ExportSettings,
+    GallerySettings,
+    RuntimeSettings,
+    TownSettings,
+    TrainSettings,
+    make_settings,
+    recipe_file,
+)
+from asymvpr_core.datasets.bag_dataset import BagDataset
+from asymvpr_core.demo.live import replay_live
+from asymvpr_core.demo.recordings import Recordings, mapping_dataset, own_recordings, rendered_recordings
+from asymvpr_core.demo.report import Comparison, DemoResult, write_demo_report
+from asymvpr_core.deploy.export import export_model
+from asymvpr_core.errors import ArtefactError
+from asymvpr_core.evaluation.bag import BagResult, evaluate_run
+from asymvpr_core.evaluation.recorded import compare_candidates, evaluate_recorded, read_recording
+from asymvpr_core.gallery.build import build_gallery
+from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.manifest import write_text_atomically
+from asymvpr_core.progress import Progress, silent
+from asymvpr_core.retrieval.recogniser import PlaceRecogniser
+from asymvpr_core.training.run import train
+
+T = TypeVar("T")
+
+SETTINGS_FILE, METRICS, REPORT = "demo.json", "metrics.json", "report.html"
+
+
+@dataclass
+class DemoSettings:
+    """What the demo does; a smaller town and shorter training make it a test."""
+
+    town: TownSettings
+    training: TrainSettings
+    gallery: GallerySettings = field(default_factory=GallerySettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    rate: float = 1.0
+
+    @staticmethod
+    def default(seed: int) -> DemoSettings:
+        """The embedded default: the default pair of networks, the small-site recipe, the default town."""
+        town = TownSettings()
+        return DemoSettings(
+            town=town.model_copy(update={"seed": town.seed + seed}),
+            training=make_settings(TrainSettings, recipe_file("small_site"), seed=seed),
+        )
+
+
+def run_demo(
+    out: Path, source: Path | None = None, seed: int = 0, progress: Progress = silent, settings: DemoSettings | None = None
+) -> DemoResult:
+    """Run every stage into `out` and return what came out; `out/report.html` shows it.
+
+    Artefacts that an earlier run of the same settings left in `out` are used again; evaluation,
+    live run and report are always made anew.
+
+    Args:
+        source: folder with the user's own two recordings; None renders the town.
+        seed: of the town and of the training.
+
+    Raises:
+        ArtefactError: `out` holds a demo of other settings, or something else.
+        AsymvprError: whatever a stage raises.
+    """
+    out, settings = Path(out), settings or DemoSettings.default(seed)
+    _claim(out, source, settings)
+    clock = _Clock()
+    recordings = clock("recordings", lambda: _recordings(out, source, settings, progress))
+    gallery = clock.once(
+        out / "gallery", lambda path: build_gallery(mapping_dataset(recordings, progress), settings.gallery, path, progress=progress)
+    )
+    models = {name: _model(name, training, gallery, out, clock, progress) for name, training in _trainings(settings.training).items()}
+    live = recordings.open_live()
+    offline = {name: _evaluate(name, live, gallery, model, recordings, settings, out, clock, progress) for name, model in models.items()}
+    records = clock("live", lambda: _run_live(live, gallery, models["trained"], recordings, settings, out, progress))
+    published = evaluate_recorded(
+        records,
+        live.trajectory(),
+        Gallery.open(gallery),
+        recordings.evaluation,
+        matcher=recordings.matcher,
+        frame_stamps_ns=live.stamps_ns,
+    )
+    result = DemoResult(
+        out=out,
+        description=recordings.description,
+        offline=offline["trained"],
+        live=published.metrics,
+        identical_candidates=compare_candidates(records, offline["trained"].frames),
+        comparison=[Comparison(name, item.metrics, item.sweep) for name, item in offline.items()],
+        seconds=clock.seconds,
+        outline=recordings.outline,
+        report=out / REPORT,
+    )
+    write_text_atomically(out / METRICS, json.dumps(result.metrics(), indent=2) + "\n")
+    write_demo_report(result)
+    return result
+
+
+def _trainings(trained: TrainSettings) -> dict[str, TrainSettings]:
+    """The trained query network, and what it is compared with: its own start, and a random last layer."""
+    return {
+        "trained": trained,
+        "aligned": trained.model_copy(update={"epochs": 0}),
+        "untrained": trained.model_copy(update={"epochs": 0, "init": "random"}),
+    }
+
+
+def _recordings(out: Path, source: Path | None, settings: DemoSettings, progress: Progress) -> Recordings:
+    if source is None:
+        return rendered_recordings(out / "recordings", settings.town, progress)
+    return own_recordings(source, out / "recordings", progress)
+
+
+def _model(name: str, training: TrainSettings, gallery: Path, out: Path, clock: _Clock, progress: Progress) -> Path:
+    run = clock.once(out / f"run_{name}", lambda path: train(gallery, training, path, progress=progress))
+    return clock.once(out / f"model_{name}", lambda path: export_model(run, path, ExportSettings(), progress))
+
+
+def _evaluate(
+    name: str, live: BagDataset, gallery: Path, model: Path, recordings: Recordings, settings: DemoSettings, out: Path, clock: _Clock,
+    progress: Progress,
+) -> BagResult:  # fmt: skip
+    recogniser = PlaceRecogniser.open(gallery, model, recordings.matcher, settings.runtime)
+    where = _renewed(out / f"evaluation_{name}")
+    return clock(where.name, lambda: evaluate_run(live, recogniser, recordings.evaluation, where, progress))
+
+
+def _run_live(
+    live: BagDataset, gallery: Path, model: Path, recordings: Recordings, settings: DemoSettings, out: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    recording = replay_live(
+        live.root,
+        live.image_topic,
+        live.image_type,
+        gallery,
+        model,
+        _renewed(out / "live"),
+        rate=settings.rate,
+        matcher=recordings.matcher,
+        runtime=settings.runtime,
+        progress=progress,
+    )
+    return read_recording(recording)
+
+
+def _claim(out: Path, source: Path | None, settings: DemoSettings) -> None:
+    """Refuse a folder that holds something else, or a demo whose artefacts belong to other settings."""
+    mine = json.loads(json.dumps({
+        "source": None if source is None else str(Path(source).resolve()),
+        "town": settings.town.model_dump(mode="json") if source is None else None,
+        "gallery": settings.gallery.model_dump(mode="json"),
+        "training": settings.training.model_dump(mode="json"),
+    }))  # fmt: skip
+    record = out / SETTINGS_FILE
+    if record.exists():
+        if json.loads(record.read_text(encoding="utf-8")) != mine:
+            raise ArtefactError(f"{out} holds a demo of other settings", remedy="give another --out, or remove it")
+    elif out.exists() and any(out.iterdir()):
+        raise ArtefactError(f"{out} exists and is no demo", remedy="give another --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(record, json.dumps(mine, indent=2) + "\n")
+
+
+class _Clock:
+    """Runs steps and remembers how long each took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, step: Callable[[], T]) -> T:
+        """Run a step under its name."""
+        begin = time.monotonic()
+        result = step()
+        self.seconds[name] = time.monotonic() - begin
+        return result
+
+    def once(self, path: Path, make: Callable[[Path], Path]) -> Path:
+        """Make an artefact unless an earlier run left it: artefacts are complete or absent, and their readers check them."""
+        if not path.exists():
+            self(path.name, lambda: make(path))
+        return path
+
+
+def _renewed(path: Path) -> Path:
+    """Remove the demo's own result of an earlier run."""
+    if path.exists():
+        shutil.rmtree(path)
+    return path
