@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from asymvpr_core.cli.options import Config
 from asymvpr_core.cli.progress import terminal_progress
 
 
@@ -17,6 +18,7 @@ def demo(
         typer.Option(help="folder of your own data instead of the town: two bags, or two folders of named images", metavar="DIR"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="seed of the town and of the training")] = 0,
+    config: Config = None,
 ) -> None:
     """Run the whole story: gallery, training, export, the live node on a bag, report.
 
@@ -24,14 +26,15 @@ def demo(
     Examples
       asymvpr demo --out demo_out
       asymvpr demo --source my_bags --out my_demo
+      asymvpr demo --source my_bags --config settings.yaml --out my_demo
     """
     from rich.console import Console
     from rich.table import Table
 
     from asymvpr_core.demo.report import COMPARISON_COLUMNS
-    from asymvpr_core.demo.story import run_demo
+    from asymvpr_core.demo.story import DemoSettings, run_demo
 
-    result = run_demo(out, source, seed, terminal_progress())
+    result = run_demo(out, source, seed, terminal_progress(), DemoSettings.resolve(seed, config))
     console = Console()
     live = Table("live node", "value", "unit", title=result.description)
     for row in result.live_rows():

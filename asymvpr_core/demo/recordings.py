@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,6 @@ from asymvpr_core.progress import Progress, silent
 
 _MAPPING_NAMES = ("mapping", "database", "gallery", "reference")
 _LIVE_NAMES = ("live", "queries", "query")
-_FRAME_PERIOD_NS = 500_000_000  # pictures without stamps are replayed at 2 Hz
-_FIRST_STAMP_NS = 1_000_000_000_000
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,10 @@ class Recordings:
     matcher: MatcherSettings
     evaluation: EvaluationSettings
     description: str
+
+    def with_settings(self, matcher: MatcherSettings | None, evaluation: EvaluationSettings | None) -> Recordings:
+        """The same recordings with the given settings where they are not None."""
+        return replace(self, matcher=matcher or self.matcher, evaluation=evaluation or self.evaluation)
 
     def open_live(self) -> BagDataset:
         """The live lap, every frame with its true pose."""
@@ -86,8 +88,7 @@ def own_recordings(source: Path, work: Path, progress: Progress = silent) -> Rec
     queries = FolderDataset(live)
     bag = work / "live"
     if not bag.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        _write_bag(bag, queries, progress)
+        write_folder_as_bag(bag, queries, progress=progress)
     live_source = SourceSettings(image_topic=IMAGE_TOPIC, pose_topic=GROUND_TRUTH_TOPIC)
     # Named pictures carry no order that a vote over frames could rely on.
     matcher = MatcherSettings(sequence="off")
@@ -110,12 +111,22 @@ def _part(source: Path, names: Sequence[str]) -> Path:
     return found[0]
 
 
-def _write_bag(bag: Path, queries: FolderDataset, progress: Progress) -> None:
-    images = progress(queries.read_encoded(list(range(len(queries.records)))), "write the live bag", len(queries.records))
+def write_folder_as_bag(
+    bag: Path, images: FolderDataset, *, rate_hz: float = 2.0, start_s: float = 1000.0, progress: Progress = silent
+) -> None:
+    """Write the pictures of a folder, in order of their names, as CompressedImage messages with their poses.
+
+    Raises:
+        ImageError: a file that cannot be read.
+        BagError: the bag exists or cannot be written.
+    """
+    period_ns, start_ns = round(1e9 / rate_hz), round(start_s * 1e9)
+    encoded = progress(images.read_encoded(list(range(len(images.records)))), f"write {bag.name} as a bag", len(images.records))
+    bag.parent.mkdir(parents=True, exist_ok=True)
     with BagWriter(bag) as writer:
-        for index, data in images:
-            record, stamp_ns = queries.records[index], _FIRST_STAMP_NS + index * _FRAME_PERIOD_NS
+        for index, data in encoded:
+            record, stamp_ns = images.records[index], start_ns + index * period_ns
             if record.pose is not None:
-                writer.write_pose(GROUND_TRUTH_TOPIC, stamp_ns, record.pose, frame_id=queries.map_frame)
+                writer.write_pose(GROUND_TRUTH_TOPIC, stamp_ns, record.pose, frame_id=images.map_frame)
             kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
             writer.write_compressed_image(IMAGE_TOPIC, stamp_ns, "camera", data, format=kind)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from asymvpr_core.config import (
+    EvaluationSettings,
     ExportSettings,
     GallerySettings,
+    MatcherSettings,
     RuntimeSettings,
     TownSettings,
     TrainSettings,
@@ -41,21 +43,35 @@ SETTINGS_FILE, METRICS, REPORT = "demo.json", "metrics.json", "report.html"
 
 @dataclass
 class DemoSettings:
-    """What the demo does; a smaller town and shorter training make it a test."""
+    """What the demo does; a smaller town and shorter training make it a test.
+
+    `matcher` and `evaluation` are None where the recordings choose what fits them.
+    """
 
     town: TownSettings
     training: TrainSettings
     gallery: GallerySettings = field(default_factory=GallerySettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    matcher: MatcherSettings | None = None
+    evaluation: EvaluationSettings | None = None
     rate: float = 1.0
 
     @staticmethod
-    def default(seed: int) -> DemoSettings:
-        """The embedded default: the default pair of networks, the small-site recipe, the default town."""
+    def resolve(seed: int, config: Path | None = None) -> DemoSettings:
+        """The embedded default (default networks, small-site recipe, default town), or the settings of a file.
+
+        Raises:
+            SettingsError: the file has unknown or wrong settings.
+        """
         town = TownSettings()
+        own = config is not None
         return DemoSettings(
             town=town.model_copy(update={"seed": town.seed + seed}),
-            training=make_settings(TrainSettings, recipe_file("small_site"), seed=seed),
+            training=make_settings(TrainSettings, config or recipe_file("small_site"), seed=seed),
+            gallery=make_settings(GallerySettings, config),
+            runtime=make_settings(RuntimeSettings, config),
+            matcher=make_settings(MatcherSettings, config) if own else None,
+            evaluation=make_settings(EvaluationSettings, config) if own else None,
         )
 
 
@@ -75,10 +91,11 @@ def run_demo(
         ArtefactError: `out` holds a demo of other settings, or something else.
         AsymvprError: whatever a stage raises.
     """
-    out, settings = Path(out), settings or DemoSettings.default(seed)
+    out, settings = Path(out), settings or DemoSettings.resolve(seed)
     _claim(out, source, settings)
     clock = _Clock()
     recordings = clock("recordings", lambda: _recordings(out, source, settings, progress))
+    recordings = recordings.with_settings(settings.matcher, settings.evaluation)
     gallery = clock.once(
         out / "gallery", lambda path: build_gallery(mapping_dataset(recordings, progress), settings.gallery, path, progress=progress)
     )
