@@ -55,7 +55,7 @@ setup(
     name=PACKAGE,
     version=VERSION,
     packages=find_packages(include=["asymvpr_core", "asymvpr_core.*", PACKAGE, f"{PACKAGE}.*"]),
-    package_data={"asymvpr_core": ["py.typed"], "asymvpr_core.evaluation": ["templates/*.j2"]},
+    package_data={"asymvpr_core": ["py.typed"], "asymvpr_core.evaluation": ["templates/*.j2"], "asymvpr_core.training": ["recipes/*.yaml"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),

@@ -70,12 +70,12 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-1024:]:
         # OpenCV decodes a truncated JPEG to a picture that is part grey, with a warning only.
         raise ImageError(f"image {name} is a truncated JPEG ({len(data)} bytes)", remedy="replace or remove it")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
         raise ImageError(
             f"image {name} cannot be decoded ({len(data)} bytes)", expected="a JPEG or PNG file", remedy="replace or remove it"
         )
-    return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # IMREAD_COLOR_RGB is not in the OpenCV of older distributions
 
 
 def read_image(path: Path) -> np.ndarray:

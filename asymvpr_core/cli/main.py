@@ -26,7 +26,7 @@ See the whole story on a rendered town (minutes, no data needed):
 \b
 From your mapping bag to a model for the robot:
   asymvpr gallery build mapping_bag --pose-topic /odom --out map
-  asymvpr train map --query-network efficientnet_lite0_gem --out run
+  asymvpr train map --recipe small_site --out run
   asymvpr export run --out model
 
 \b

@@ -9,7 +9,7 @@ import typer
 
 from asymvpr_core.cli.options import Config, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import TrainSettings, make_settings
+from asymvpr_core.config import TrainSettings, make_settings, recipe_file
 
 
 def train(
@@ -26,6 +26,9 @@ def train(
     seed: Annotated[int | None, setting(TrainSettings, "seed")] = None,
     workers: Annotated[int | None, setting(TrainSettings, "workers")] = None,
     threads: Annotated[int | None, setting(TrainSettings, "threads")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="named settings instead of --config: small_site for some hundred to a few thousand images", metavar="NAME")
+    ] = None,
     weights: Weights = None,
     config: Config = None,
 ) -> None:
@@ -37,11 +40,14 @@ def train(
     \b
     Examples
       asymvpr train map --query-network efficientnet_lite0_gem --loss asym+ --out run
+      asymvpr train map --recipe small_site --out run
       asymvpr train map --epochs 0 --out aligned_only
     """
+    if recipe is not None and config is not None:
+        raise typer.BadParameter("give --recipe or --config, not both")
     settings = make_settings(
         TrainSettings,
-        config,
+        config if recipe is None else recipe_file(recipe),
         query_network=query_network,
         loss=loss,
         init=init,
