@@ -18,9 +18,9 @@ from asymvpr_core.errors import SettingsError
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, unknown keys refused, every field described."""
+    """Base of all settings: immutable, unknown keys refused, numbers finite, every field described."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -99,7 +99,8 @@ class TrainSettings(Settings):
     loss: Literal["asym", "asym+", "regression"] = Field("asym+", description="asym+ is L_asym with implicit embedding augmentation")
     init: Literal["aligned", "random"] = Field("aligned", description="start of the last layer: closed-form alignment, or random")
     alignment_copies: int = Field(2, ge=0, description="augmented copies of every image that the alignment sees beside the image itself")
-    validation_share: float = Field(0.1, ge=0.0, le=0.5, description="share of the places that is held out to choose the best epoch")
+    validation_share: float = Field(0.1, ge=0.0, le=0.5, description="share of the images that is held out to choose the best epoch")
+    validation_views: int = Field(4, ge=1, description="augmented views of every held-out image at each validation")
     epochs: int = Field(15, ge=0, description="passes over the gallery's images; 0: alignment only")
     batch_size: int = Field(64, ge=2, description="images per step")
     learning_rate: float = Field(5e-4, gt=0.0, description="AdamW learning rate at the start of the cosine")
@@ -112,7 +113,7 @@ class TrainSettings(Settings):
     augmentation: AugmentationSettings = AugmentationSettings()
     cells: CellSettings = CellSettings()
     workers: int = Field(1, ge=0, description="image-loading processes")
-    seed: int = Field(0, ge=0, description="seed of everything random")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     threads: int = Field(2, ge=1, description="CPU threads of the training")
 
 
@@ -256,8 +257,17 @@ def _resolve(kind: type[S], values: dict[str, Any], flags: dict[str, Any]) -> S:
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
-        unknown = any(item["type"] == "extra_forbidden" for item in error.errors())
-        raise SettingsError(_describe(kind, error), remedy=f"known: {', '.join(kind.model_fields)}" if unknown else None) from error
+        unknown = next((item["loc"][:-1] for item in error.errors() if item["type"] == "extra_forbidden"), None)
+        remedy = None if unknown is None else f"known: {', '.join(_settings_at(kind, unknown).model_fields)}"
+        raise SettingsError(_describe(kind, error), remedy=remedy) from error
+
+
+def _settings_at(kind: type[Settings], location: tuple[int | str, ...]) -> type[Settings]:
+    """The class of the settings nested in `kind` at `location`."""
+    for name in location:
+        annotation = kind.model_fields[str(name)].annotation
+        kind = next(part for part in (annotation, *get_args(annotation)) if isinstance(part, type) and issubclass(part, Settings))
+    return kind
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -265,6 +275,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"settings file {file} cannot be read: {error.strerror}", remedy="give a readable YAML file") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"settings file {file} is no text file", expected="a YAML file in UTF-8") from error
     except yaml.YAMLError as error:
         raise SettingsError(f"settings file {file} is not YAML: {' '.join(str(error).split())}", remedy="correct the file") from error
     if values is None:
@@ -276,7 +288,11 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 def _describe(kind: type[Settings], error: ValidationError) -> str:
     problems = []
-    for item in error.errors():
+    items = error.errors()
+    for item in items:
+        depth = len(item["loc"])
+        if any(other["loc"][:depth] == item["loc"] and len(other["loc"]) > depth for other in items):
+            continue  # "k is too short" because its only element was refused
         name = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             problems.append(f"unknown setting '{name}'")

@@ -12,11 +12,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -63,7 +63,11 @@ class GalleryNetworkIdentity(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Contents of `manifest.json`; `details` holds what only this kind of artefact has."""
+    """Contents of `manifest.json`; `details` holds what only this kind of artefact has.
+
+    `manifest_sha256` is the digest of all other fields: a flipped byte in a number of the
+    pre-processing would otherwise change every descriptor and be seen by nobody.
+    """
 
     model_config = ConfigDict(extra="forbid")
     kind: Kind
@@ -76,6 +80,13 @@ class Manifest(BaseModel):
     versions: dict[str, str] = {}
     details: dict[str, Any] = {}
     files: dict[str, FileEntry] = {}
+    manifest_sha256: str | None = None
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content without its `manifest_sha256`, as JSON with sorted keys and without spaces."""
+    rest = {name: value for name, value in content.items() if name != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
@@ -117,6 +128,7 @@ def write_manifest(
         details=details or {},
         files=files,
     )
+    manifest.manifest_sha256 = digest_of(json.loads(manifest.model_dump_json()))
     write_text_atomically(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
     return manifest
 
@@ -125,10 +137,11 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
     """Read and check the manifest of an artefact of `kind`; its files are not read yet.
 
     Raises:
-        ArtefactError: no such folder, unfinished, not JSON, another kind, a newer format, or a
-            file name that leaves the folder.
+        ArtefactError: no such folder, unfinished, not JSON, changed since it was written, another
+            kind, a newer format, or a file name that leaves the folder.
     """
     folder = Path(folder)
+    refuse_undecodable(folder)
     path = folder / MANIFEST_NAME
     remedy = f"build it with '{_REBUILD[kind]}'"
     if not folder.is_dir():
@@ -147,6 +160,8 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
             expected=f"at most {FORMAT_VERSION}",
             remedy="update asymvpr, or build the artefact with this version",
         )
+    if isinstance(raw, dict) and "manifest_sha256" in raw and raw["manifest_sha256"] != digest_of(raw):
+        raise ArtefactError(f"{path} is damaged: its content differs from its own checksum", remedy=remedy)
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
@@ -230,22 +245,41 @@ def finish_folder(staging: Path, final: Path) -> None:
     os.rename(staging, final)
 
 
+def refuse_undecodable(path: Path) -> None:
+    """Raise ArtefactError when `path` is no UTF-8: neither JSON nor the C++ libraries that read artefacts can name it."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise ArtefactError(f"the path {str(path)!a} is not UTF-8", remedy="rename the folder") from error
+
+
 def refuse_existing(final: Path) -> None:
-    """Raise ArtefactError when `final` exists and is not an empty folder."""
+    """Raise ArtefactError when `final` exists and is not an empty folder, or has a name that cannot be written down."""
+    refuse_undecodable(final)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise ArtefactError(f"{final} exists already", remedy="give another --out, or remove it first")
 
 
 def unwritable(path: Path, error: OSError) -> ArtefactError:
     """The one-line error for a folder that cannot be written (permissions, disk full, …)."""
-    return ArtefactError(f"{path} cannot be written: {error.strerror or error}", remedy="free space or give another --out")
+    reason = error.strerror or f"incomplete write ({error})"  # numpy counts bytes where the disk is full
+    return ArtefactError(f"{path} cannot be written: {reason}", remedy="free space or give another --out")
 
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader sees either the old content or all of the new one."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Let `write` fill a file so that it exists only when it is whole, also after a power cut; nothing remains of a failure."""
     temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from asymvpr_core.errors import ArtefactError
-from asymvpr_core.manifest import finish_folder, refuse_existing, unwritable, write_text_atomically
+from asymvpr_core.manifest import finish_folder, refuse_existing, unwritable, write_atomically, write_text_atomically
+
+_FINGERPRINT, _LOCK, _STAGING = "fingerprint.json", "lock", "staging"
 
 
 def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
     """Run `build(work, staging)` and give its staging folder the name `out`, atomically; returns `out`.
 
     `build` may find in `work` what an earlier, killed run of the same command left there; `staging`
-    is empty. The work folder is removed when the artefact is complete and kept when anything fails.
+    is empty. The work folder is removed when the artefact is complete, and when `build` fails before
+    it has put anything there that a second run could use; otherwise it is kept.
 
     Args:
         out: the artefact's final folder; must not exist, or be empty.
@@ -26,20 +28,27 @@ def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Pat
 
     Raises:
         ArtefactError: `out` exists, cannot be written, is in use by another process, or its work
-            folder belongs to a command with another fingerprint.
+            folder is the user's own or belongs to a command with another fingerprint.
     """
     out = Path(out)
     refuse_existing(out)
     work = out.with_name(out.name + ".partial")
-    staging = work / "staging"
+    staging = work / _STAGING
     try:
+        if work.exists() and not (work / _FINGERPRINT).exists() and _holds_pieces(work):
+            raise ArtefactError(f"{work} exists and is no remains of a command", remedy="give another --out, or move that folder away")
         work.mkdir(parents=True, exist_ok=True)
-        with open(work / "lock", "w") as lock:
+        with open(work / _LOCK, "w") as lock:
             _lock(lock.fileno(), work)
             _check_fingerprint(work, json.loads(json.dumps(fingerprint)))
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
-            build(work, staging)
+            try:
+                build(work, staging)
+            except BaseException:
+                if not _holds_pieces(work):
+                    shutil.rmtree(work)
+                raise
             if out.is_dir():
                 out.rmdir()  # an empty folder that the user made
             finish_folder(staging, out)
@@ -51,25 +60,24 @@ def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Pat
 
 def save_piece(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file of the work folder so that it exists only when it is whole, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, write)
 
 
 def _lock(descriptor: int, work: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        # Not flock: a loading process that outlives a killed training by some seconds would inherit its lock.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # which of them depends on the system
         raise ArtefactError(f"{work} is in use by another process", remedy="wait for it, or give another --out") from error
 
 
 def _check_fingerprint(work: Path, mine: dict[str, Any]) -> None:
-    record = work / "fingerprint.json"
-    if record.exists():
-        theirs = json.loads(record.read_text(encoding="utf-8"))
+    record = work / _FINGERPRINT
+    if record.exists() and _holds_pieces(work):
+        try:
+            theirs = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ArtefactError(f"{record} is damaged", remedy=f"remove {work} to start anew") from error
         different = [name for name in sorted(mine.keys() | theirs.keys()) if mine.get(name) != theirs.get(name)]
         if different:
             raise ArtefactError(
@@ -79,3 +87,9 @@ def _check_fingerprint(work: Path, mine: dict[str, Any]) -> None:
             )
     else:
         write_text_atomically(record, json.dumps(mine, indent=2) + "\n")
+
+
+def _holds_pieces(work: Path) -> bool:
+    """Whether a second run could use anything of the work folder: its own bookkeeping and the staging folder are no work."""
+    paths = [path for entry in work.iterdir() if entry.name != _STAGING for path in (entry, *entry.rglob("*"))]
+    return any(path.is_file() and path.name not in (_FINGERPRINT, f".{_FINGERPRINT}.partial", _LOCK) for path in paths)

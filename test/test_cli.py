@@ -323,7 +323,7 @@ def test_ctrl_c_exits_130(failing: Callable[[BaseException], list[object]]):
 
 def test_a_missing_optional_package_says_how_to_get_it(failing: Callable[[BaseException], list[object]]):
     message = refused(*failing(ModuleNotFoundError("No module named 'timm.models'", name="timm.models")))
-    assert "needs the package timm" in message and "pip install 'asymvpr_ros[train]'" in message
+    assert "needs the package timm" in message and "pip install '.[train]'" in message
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), ModuleNotFoundError("No module named 'typo'", name="typo")])

@@ -23,6 +23,8 @@ from asymvpr_core.networks.checkpoints import package_file, read_state
 from asymvpr_core.networks.projection import fit_projection
 from asymvpr_core.networks.registry import load_network, network_spec
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = GallerySettings(projection_dim=8, chunk_size=4, batch_size=3, threads=1)
 
 

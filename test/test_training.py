@@ -23,6 +23,8 @@ from asymvpr_core.training.alignment import align
 from asymvpr_core.training.data import EpochSampler, GalleryImages
 from asymvpr_core.training.run import train
 
+pytestmark = pytest.mark.slow
+
 # One thread: two threads sum in an order that changes from run to run, which Adam's first steps amplify.
 SETTINGS = TrainSettings(
     epochs=2, batch_size=4, alignment_copies=1, frozen_share=0.8, validation_share=0.3, workers=0, learning_rate=1e-3, gamma=1.0, threads=1

@@ -46,7 +46,10 @@ def one_line_errors() -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:
             raise
-        _fail(f"this command needs the package {package}; install it with: pip install 'asymvpr_ros[{_EXTRAS[package]}]'", KNOWN_ERROR)
+        _fail(
+            f"this command needs the package {package}; run 'make setup', or in the source folder: pip install '.[{_EXTRAS[package]}]'",
+            KNOWN_ERROR,
+        )
     except BrokenPipeError:
         # The reader of our output is gone (`asymvpr … | head`); flushing at exit would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,7 +27,8 @@ def train(
     workers: Annotated[int | None, setting(TrainSettings, "workers")] = None,
     threads: Annotated[int | None, setting(TrainSettings, "threads")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="named settings instead of --config: small_site for some hundred to a few thousand images", metavar="NAME")
+        str | None,
+        typer.Option(help="named settings instead of --config: small_site for some hundred to a few thousand images", metavar="NAME"),
     ] = None,
     weights: Weights = None,
     config: Config = None,

@@ -19,6 +19,9 @@ from asymvpr_core.errors import BagError
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.types import ImageRecord, Pose
 
+_IMAGE_FLAG = "--image-topic (image_topic in a settings file)"
+_POSE_FLAG = "--pose-topic (pose_topic in a settings file), or give a TUM trajectory"
+
 
 @dataclass(frozen=True)
 class _Frame:
@@ -65,11 +68,11 @@ class BagDataset:
         settings = settings or SourceSettings()
         self.root = Path(path)
         with Bag.open(self.root) as bag:
-            self.image_topic = bag.choose_topic(settings.image_topic, IMAGE_TYPES, "image", "--image-topic")
+            self.image_topic = bag.choose_topic(settings.image_topic, IMAGE_TYPES, "image", _IMAGE_FLAG)
             self.image_type = bag.topics[self.image_topic]
             self.pose_topic: str | None = None
             if settings.trajectory_file is None:
-                self.pose_topic = bag.choose_topic(settings.pose_topic, POSE_TYPES, "pose", "--pose-topic or give a TUM trajectory")
+                self.pose_topic = bag.choose_topic(settings.pose_topic, POSE_TYPES, "pose", _POSE_FLAG)
             recording = self._read_stamps(bag, progress)
         if settings.trajectory_file is None:
             trajectory = Trajectory(recording.pose_stamps_ns, recording.poses, name=f"topic {self.pose_topic} of bag {self.root}")

@@ -26,7 +26,7 @@ class FolderDataset:
     "utm" followed by zone and letter where all names agree on them, "utm" otherwise.
 
     Raises:
-        DatasetError: no such folder, no images in it, or names without a position (the first five are listed).
+        DatasetError: no such folder, no images in it, names that are not UTF-8, or without a position (the first five are listed).
     """
 
     layout = "folder"
@@ -38,6 +38,13 @@ class FolderDataset:
         names = _image_names(self.root)
         if not names:
             raise DatasetError(f"folder {self.root} holds no images", expected=f"files named {NAME_PATTERN}", remedy="check the path")
+        undecodable = [name for name in names if any("\ud800" <= character <= "\udfff" for character in name)]
+        if undecodable:
+            raise DatasetError(
+                f"{len(undecodable)} of {len(names)} images in {self.root} have names that are not UTF-8, the first {undecodable[0]!a}",
+                expected=f"names of the form {NAME_PATTERN}",
+                remedy="rename them",
+            )
         parsed = [(name, _parse(name)) for name in names]
         wrong = [name for name, record in parsed if record is None]
         if wrong:

@@ -25,6 +25,7 @@ def open_source(path: Path, settings: SourceSettings | None = None, progress: Pr
         DatasetError: nothing there, no known layout, or what the layout's class raises.
     """
     path = Path(path)
+    _check_name(path)
     expected = f"a folder of images named {NAME_PATTERN}, a csv, or a rosbag2"
     try:
         if not path.exists():
@@ -38,3 +39,10 @@ def open_source(path: Path, settings: SourceSettings | None = None, progress: Pr
     if path.suffix.lower() == ".csv":
         return CsvDataset(path)
     raise DatasetError(f"{path} is of no known kind", expected=expected)
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise DatasetError(f"the path {str(path)!a} is not UTF-8", remedy="rename it") from error

@@ -132,13 +132,16 @@ class CsvDataset:
         if not row.get("place_id"):
             return None
         try:
-            return int(row["place_id"])
-        except ValueError as error:
-            raise DatasetError(f"{self.path}, line {line}: place_id is '{row['place_id']}'", expected="a whole number") from error
+            place_id = int(row["place_id"])
+        except ValueError:
+            place_id = 2**63
+        if abs(place_id) >= 2**63:
+            raise DatasetError(f"{self.path}, line {line}: place_id is '{row['place_id']}'", expected="a whole number of 64 bits")
+        return place_id
 
     def _image_name(self, line: int, text: str) -> str:
         name = PurePosixPath(text)
-        if not text or name.is_absolute() or ".." in name.parts or "\\" in text:
+        if not text or name.is_absolute() or ".." in name.parts or "\\" in text or "\0" in text:
             raise DatasetError(
                 f"{self.path}, line {line}: image is '{text}'",
                 expected=f"a path with '/' inside {self.root}",

@@ -29,6 +29,12 @@ def ros_is_installed() -> bool:
     return importlib.util.find_spec("rclpy") is not None
 
 
+def require_ros() -> None:
+    """Raise EvaluationError where rclpy cannot be imported in this environment."""
+    if not ros_is_installed():
+        raise EvaluationError("ROS 2 is not installed in this Python", remedy="run 'make setup', or source a ROS 2 installation")
+
+
 def replay_live(
     bag: Path,
     image_topic: str,
@@ -54,8 +60,7 @@ def replay_live(
     Raises:
         EvaluationError: ROS 2 is not installed, or a process ended early or did not answer in time, with the end of its log.
     """
-    if not ros_is_installed():
-        raise EvaluationError("ROS 2 is not installed in this Python", remedy="run 'make setup', or source a ROS 2 installation")
+    require_ros()
     out.mkdir(parents=True, exist_ok=True)
     recording = out / "recording.jsonl"
     recording.unlink(missing_ok=True)

@@ -63,18 +63,16 @@ def rendered_recordings(out: Path, settings: TownSettings, progress: Progress = 
         mapping_source=source,
         live_source=source,
         outline=build_town(town).outline(),
-        matcher=MatcherSettings(),
+        # Two seconds of frames: half a second at 10 Hz shows one façade, which a look-alike street shows too.
+        matcher=MatcherSettings(sequence_length=20, min_votes=15),
         # At 25 m a frame at a junction would count as a revisit of the street that it does not look into.
         evaluation=EvaluationSettings(radius_m=10.0, max_yaw_deg=45.0),
         description=f"rendered town, seed {town.seed}: mapping by {town.mapping_weather}, live lap in {', '.join(town.live_weather)}",
     )
 
 
-def own_recordings(source: Path, work: Path, progress: Progress = silent) -> Recordings:
-    """Two bags, or two folders of named images, below `source`.
-
-    The mapping part is called mapping, database, gallery or reference, the live part live, queries
-    or query. Pictures of a live folder are written into a bag in `work`, at 2 Hz in order of their names.
+def find_own(source: Path) -> tuple[Path, Path]:
+    """Paths of the mapping and of the live recording below `source`; see `own_recordings`.
 
     Raises:
         DatasetError: there are not exactly these two, or one is a bag and one a folder.
@@ -82,9 +80,26 @@ def own_recordings(source: Path, work: Path, progress: Progress = silent) -> Rec
     mapping, live = _part(source, _MAPPING_NAMES), _part(source, _LIVE_NAMES)
     if is_bag(mapping) != is_bag(live):
         raise DatasetError(f"of {mapping} and {live} one is a bag and one a folder", expected="two bags or two folders of named images")
+    return mapping, live
+
+
+def own_recordings(source: Path, work: Path, settings: SourceSettings | None = None, progress: Progress = silent) -> Recordings:
+    """Two bags, or two folders of named images, below `source`.
+
+    The mapping part is called mapping, database, gallery or reference, the live part live, queries
+    or query. Pictures of a live folder are written into a bag in `work`, at 2 Hz in order of their names.
+
+    Args:
+        settings: topics of both bags, where they have several of a kind.
+
+    Raises:
+        DatasetError: there are not exactly these two, or one is a bag and one a folder.
+    """
+    mapping, live = find_own(source)
+    settings = settings or SourceSettings()
     if is_bag(mapping):
         description = f"own bags {mapping.name} and {live.name}"
-        return Recordings(mapping, live, SourceSettings(), SourceSettings(), (), MatcherSettings(), EvaluationSettings(), description)
+        return Recordings(mapping, live, settings, settings, (), MatcherSettings(), EvaluationSettings(), description)
     queries = FolderDataset(live)
     bag = work / "live"
     if not bag.exists():

@@ -16,14 +16,15 @@ from asymvpr_core.config import (
     GallerySettings,
     MatcherSettings,
     RuntimeSettings,
+    SourceSettings,
     TownSettings,
     TrainSettings,
     make_settings,
     recipe_file,
 )
 from asymvpr_core.datasets.bag_dataset import BagDataset
-from asymvpr_core.demo.live import replay_live
-from asymvpr_core.demo.recordings import Recordings, mapping_dataset, own_recordings, rendered_recordings
+from asymvpr_core.demo.live import replay_live, require_ros
+from asymvpr_core.demo.recordings import Recordings, find_own, mapping_dataset, own_recordings, rendered_recordings
 from asymvpr_core.demo.report import Comparison, DemoResult, write_demo_report
 from asymvpr_core.deploy.export import export_model
 from asymvpr_core.errors import ArtefactError
@@ -45,13 +46,14 @@ SETTINGS_FILE, METRICS, REPORT = "demo.json", "metrics.json", "report.html"
 class DemoSettings:
     """What the demo does; a smaller town and shorter training make it a test.
 
-    `matcher` and `evaluation` are None where the recordings choose what fits them.
+    `source` names the topics of the user's own bags; `matcher` and `evaluation` are None where the recordings choose what fits them.
     """
 
     town: TownSettings
     training: TrainSettings
     gallery: GallerySettings = field(default_factory=GallerySettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    source: SourceSettings = field(default_factory=SourceSettings)
     matcher: MatcherSettings | None = None
     evaluation: EvaluationSettings | None = None
     rate: float = 1.0
@@ -70,6 +72,7 @@ class DemoSettings:
             training=make_settings(TrainSettings, config or recipe_file("small_site"), seed=seed),
             gallery=make_settings(GallerySettings, config),
             runtime=make_settings(RuntimeSettings, config),
+            source=make_settings(SourceSettings, config),
             matcher=make_settings(MatcherSettings, config) if own else None,
             evaluation=make_settings(EvaluationSettings, config) if own else None,
         )
@@ -92,6 +95,9 @@ def run_demo(
         AsymvprError: whatever a stage raises.
     """
     out, settings = Path(out), settings or DemoSettings.resolve(seed)
+    require_ros()
+    if source is not None:
+        find_own(source)  # a wrong path must not leave a folder that belongs to it
     _claim(out, source, settings)
     clock = _Clock()
     recordings = clock("recordings", lambda: _recordings(out, source, settings, progress))
@@ -139,7 +145,7 @@ def _trainings(trained: TrainSettings) -> dict[str, TrainSettings]:
 def _recordings(out: Path, source: Path | None, settings: DemoSettings, progress: Progress) -> Recordings:
     if source is None:
         return rendered_recordings(out / "recordings", settings.town, progress)
-    return own_recordings(source, out / "recordings", progress)
+    return own_recordings(source, out / "recordings", settings.source, progress)
 
 
 def _model(name: str, training: TrainSettings, gallery: Path, out: Path, clock: _Clock, progress: Progress) -> Path:
@@ -177,7 +183,7 @@ def _run_live(
 def _claim(out: Path, source: Path | None, settings: DemoSettings) -> None:
     """Refuse a folder that holds something else, or a demo whose artefacts belong to other settings."""
     mine = json.loads(json.dumps({
-        "source": None if source is None else str(Path(source).resolve()),
+        "source": None if source is None else {"path": str(Path(source).resolve()), **settings.source.model_dump(mode="json")},
         "town": settings.town.model_dump(mode="json") if source is None else None,
         "gallery": settings.gallery.model_dump(mode="json"),
         "training": settings.training.model_dump(mode="json"),

@@ -45,7 +45,8 @@ def export_model(run_path: Path, out: Path, settings: ExportSettings, progress: 
     network.eval()
     preprocess = Preprocess.model_validate(run.details["preprocess"])
     with new_folder(out) as staging:
-        _to_onnx(network, preprocess, staging / MODEL, settings.opset)
+        for opset in progress((settings.opset,), "export to ONNX", 1):
+            _to_onnx(network, preprocess, staging / MODEL, opset)
         inputs, source = _parity_inputs(run, preprocess, settings.parity_images)
         parity = _parity(network, staging / MODEL, inputs, progress)
         if parity < settings.min_cosine:

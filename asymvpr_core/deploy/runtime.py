@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from pydantic import ValidationError
 
 from asymvpr_core.config import RuntimeSettings
-from asymvpr_core.errors import DeployError
+from asymvpr_core.errors import ArtefactError, DeployError
 from asymvpr_core.manifest import Manifest, read_manifest, verify_files
 from asymvpr_core.preprocess import Preprocess
 
@@ -34,7 +35,7 @@ class QueryModel:
 
         Raises:
             ArtefactError: missing or damaged artefact.
-            DeployError: the runtime refuses the model.
+            DeployError: the runtime refuses the model, or it does not fit its manifest.
         """
         path, settings = Path(path), settings or RuntimeSettings()
         manifest = read_manifest(path, "model")
@@ -49,7 +50,7 @@ class QueryModel:
             raise DeployError(
                 f"{path / MODEL} is refused by onnxruntime: {error}", remedy="export it again with 'asymvpr export'"
             ) from error
-        return QueryModel(path, manifest, Preprocess.model_validate(manifest.details["preprocess"]), session)
+        return QueryModel(path, manifest, _check_fit(path, manifest, session), session)
 
     @property
     def dimension(self) -> int:
@@ -67,3 +68,18 @@ class QueryModel:
     def encode_batch(self, inputs: np.ndarray) -> np.ndarray:
         """Describe pre-processed images `(B, 3, H, W)` float32: `(B, D)` float32, L2-normalised."""
         return self.session.run(["descriptor"], {"image": inputs})[0]
+
+
+def _check_fit(path: Path, manifest: Manifest, session: onnxruntime.InferenceSession) -> Preprocess:
+    """The pre-processing that the manifest states, once the network's input and output agree with it."""
+    remedy = "export it again with 'asymvpr export'"
+    try:
+        preprocess = Preprocess.model_validate(manifest.details.get("preprocess"))
+    except ValidationError as error:
+        raise ArtefactError(f"the manifest of model {path} holds no pre-processing", remedy=remedy) from error
+    dimension = manifest.gallery_network.dimension
+    found = [(node.name, list(node.shape[1:])) for node in (*session.get_inputs(), *session.get_outputs())]
+    expected = [("image", [3, preprocess.height, preprocess.width]), ("descriptor", [dimension])]
+    if found != expected:
+        raise DeployError(f"{path / MODEL} has input and output {found}", expected=f"{expected} by its manifest", remedy=remedy)
+    return preprocess

@@ -49,7 +49,7 @@ class Gallery:
         verify_files(path, manifest, [DESCRIPTORS, KEYFRAMES, INDEX] if verify else [])
         try:
             descriptors = np.load(path / DESCRIPTORS, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
             raise ArtefactError(f"{path / DESCRIPTORS} cannot be read: {error}", remedy="rebuild with 'asymvpr gallery build'") from error
         keyframes = read_keyframes(path / KEYFRAMES)
         shape = (len(keyframes), manifest.gallery_network.dimension)
@@ -58,6 +58,14 @@ class Gallery:
                 f"{path / DESCRIPTORS} has shape {descriptors.shape}", expected=f"{shape} by keyframes and manifest",
                 remedy="rebuild with 'asymvpr gallery build'",
             )  # fmt: skip
+        details, inputs = manifest.details, manifest.inputs
+        if not (isinstance(details.get("map_frame"), str) and isinstance(details.get("images_in_gallery"), bool)):
+            raise ArtefactError(
+                f"the manifest of gallery {path} does not say its map_frame and images_in_gallery",
+                remedy="rebuild with 'asymvpr gallery build'",
+            )
+        if not details["images_in_gallery"] and not isinstance(inputs.get("source"), str):
+            raise ArtefactError(f"the manifest of gallery {path} does not name its source", remedy="rebuild with 'asymvpr gallery build'")
         return Gallery(path, manifest, descriptors, keyframes)
 
     def __len__(self) -> int:

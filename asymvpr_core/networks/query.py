@@ -62,8 +62,11 @@ class QueryNetwork(nn.Module):
         return self
 
     def save(self, path: Path) -> None:
-        """Write all tensors as safetensors."""
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path)
+        """Write all tensors as safetensors. Raises ArtefactError when the file cannot be written."""
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path)
+        except SafetensorError as error:
+            raise ArtefactError(f"weights {path} cannot be written: {error}", remedy="free space or give another --out") from error
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote, strictly. Raises ArtefactError when damaged, NetworkError when it does not fit."""

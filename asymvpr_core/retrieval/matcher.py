@@ -17,6 +17,8 @@ from asymvpr_core.types import Match, MatchResult, Pose
 # A revisit is never pixel-aligned: people and robots drive a place again within about these angles.
 _TILT_STD_RAD = math.radians(5.0)
 _YAW_STD_RAD = math.radians(10.0)
+# Of a gallery without headings nothing is known of the orientation; rtabmap reads 9999 as "ignore this axis".
+_UNKNOWN_VARIANCE = 9999.0
 # Keyframes closer together than this are one position (a turn on the spot), so they say nothing about spacing.
 _SAME_POSITION_M = 0.1
 
@@ -139,11 +141,17 @@ class Matcher:
         return float(elsewhere.min()) if len(elsewhere) else self.settings.agreement_radius_m
 
     def _covariance(self, match: Match, agreeing: list[Match]) -> np.ndarray:
-        """(6, 6) float64, ROS order: half the local keyframe spacing, plus the spread of the agreeing candidates about the match."""
+        """(6, 6) float64, ROS order: half the local keyframe spacing, plus the spread of the agreeing candidates about the match.
+
+        The orientation of a keyframe without heading is unknown, and its variances say so.
+        """
         positions = np.array([c.pose.position for c in agreeing]) - np.array(match.pose.position)
         yaws = np.radians([c.pose.yaw_distance_deg(match.pose) for c in agreeing])
         covariance = np.zeros((6, 6))
         covariance[:3, :3] = np.eye(3) * (self._spacing_m(match.keyframe_index) / 2) ** 2 + positions.T @ positions / len(agreeing)
+        if self.gallery.keyframes[match.keyframe_index].heading_deg is None:
+            covariance[[3, 4, 5], [3, 4, 5]] = _UNKNOWN_VARIANCE
+            return covariance
         covariance[3, 3] = covariance[4, 4] = _TILT_STD_RAD**2
         covariance[5, 5] = _YAW_STD_RAD**2 + float(np.mean(yaws**2))
         return covariance

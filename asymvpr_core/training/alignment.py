@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asymvpr_core.errors import TrainingError
+from asymvpr_core.progress import Progress, silent
 
 RIDGES = tuple(10.0 ** (half / 2) for half in range(-6, 5))
 
@@ -28,7 +29,14 @@ class Alignment:
 
 
 def align(
-    features: np.ndarray, descriptors: np.ndarray, places: np.ndarray, *, folds: int = 5, ridges: tuple[float, ...] = RIDGES, seed: int = 0
+    features: np.ndarray,
+    descriptors: np.ndarray,
+    places: np.ndarray,
+    *,
+    folds: int = 5,
+    ridges: tuple[float, ...] = RIDGES,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Alignment:
     """Fit the last layer; λ by cross-validation over whole places.
 
@@ -52,7 +60,7 @@ def align(
     fold_of_place = np.random.default_rng(seed).permutation(len(unique)) % min(folds, len(unique))
     fold = fold_of_place[np.searchsorted(unique, places)]
     cosines = np.zeros(len(ridges))
-    for k in range(fold.max() + 1):
+    for k in progress(range(fold.max() + 1), "choose the ridge", int(fold.max()) + 1):
         train, test = fold != k, fold == k
         for i, (weight, bias) in enumerate(_solve(z[train], g[train], ridges)):
             predicted = z[test] @ weight + bias

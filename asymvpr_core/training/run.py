@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import platform
 import shutil
+import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,6 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch.utils.data import DataLoader
 
 from asymvpr_core.config import TrainSettings
 from asymvpr_core.errors import TrainingError
@@ -25,11 +28,11 @@ from asymvpr_core.memory.bank import MemoryBank, build_memory_bank
 from asymvpr_core.memory.cells import assign_places
 from asymvpr_core.networks.cpu import prepare_cpu
 from asymvpr_core.networks.query import QueryNetwork
-from asymvpr_core.networks.registry import load_network
+from asymvpr_core.networks.registry import load_network, network_spec
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably, save_piece
 from asymvpr_core.training.alignment import align
-from asymvpr_core.training.data import EpochSampler, GalleryImages
+from asymvpr_core.training.data import EpochSampler, GalleryImages, ImageLoader, fixed_views
 from asymvpr_core.training.module import AsymmetricModule
 
 # Epoch numbers of the augmentation apart from those of the fine-tuning: the same pictures at every validation.
@@ -43,7 +46,7 @@ def train(gallery_path: Path, settings: TrainSettings, out: Path, *, weights: Pa
 
     The gallery network is not needed: only the gallery's images, descriptors and places are used.
     A killed run continues from its last finished epoch when the same command is given again.
-    The run's weights are those of the best epoch by recall on held-out places, where the start
+    The run's weights are those of the best epoch by recall on held-out images, where the start
     counts as epoch 0: fine-tuning that makes the held-out recall worse is not kept.
 
     Raises:
@@ -52,6 +55,7 @@ def train(gallery_path: Path, settings: TrainSettings, out: Path, *, weights: Pa
         ImageError: naming a training image that cannot be read.
     """
     gallery = Gallery.open(gallery_path)
+    network_spec(settings.query_network)  # a misspelt name is refused before anything is written
     prepare_cpu(settings.threads)
 
     def build(work: Path, staging: Path) -> None:
@@ -87,12 +91,18 @@ def _train(
 
 
 def _split(places: np.ndarray, settings: TrainSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending indices for training and for validation; validation takes whole places with at least two images."""
-    counts = np.bincount(places)
-    eligible = np.flatnonzero(counts >= 2)
-    chosen = np.random.default_rng(settings.seed).permutation(eligible)[: round(settings.validation_share * len(counts))]
-    held_out = np.isin(places, chosen) if settings.epochs > 0 else np.zeros(len(places), dtype=bool)
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    """Ascending indices for training and for validation: at most one image of a place that has others.
+
+    Whole places would not do: the contrast pushes every training image away from the centroid of a place
+    that none of them belongs to, so that its own images could never find it.
+    """
+    order = np.random.default_rng(settings.seed).permutation(len(places))
+    _, first = np.unique(places[order], return_index=True)
+    candidates = order[np.sort(first)]  # one image of every place, in random order
+    candidates = candidates[np.bincount(places)[places[candidates]] >= 2]
+    wanted = round(settings.validation_share * len(places)) if settings.epochs > 0 else 0
+    held_out = np.sort(candidates[:wanted])
+    return np.setdiff1d(np.arange(len(places)), held_out), held_out
 
 
 def _align(
@@ -105,7 +115,7 @@ def _align(
     features = np.load(cache, allow_pickle=False)
     copies = len(features) // len(training)
     rows = np.tile(training, copies)
-    alignment = align(features, np.asarray(gallery.descriptors[rows]), bank.places[rows], seed=settings.seed)
+    alignment = align(features, np.asarray(gallery.descriptors[rows]), bank.places[rows], seed=settings.seed, progress=progress)
     network.set_head(alignment.weight, alignment.bias)
     return {"ridge": alignment.ridge, "held_out_cosine": alignment.held_out_cosine, "copies": copies}
 
@@ -119,10 +129,10 @@ def _pooled_features(
     network.eval()
     rows = []
     for copy in range(1 + settings.alignment_copies):
-        loader = DataLoader(
+        loader = ImageLoader(
             plain if copy == 0 else augmented,
             batch_size=settings.batch_size,
-            sampler=_sampler(training, settings.seed, _ALIGNMENT_EPOCH + copy),
+            sampler=fixed_views(training, first_epoch=_ALIGNMENT_EPOCH + copy),
             num_workers=settings.workers,
         )
         what = "align" if copy == 0 else f"align, augmented copy {copy}"
@@ -131,26 +141,20 @@ def _pooled_features(
     return np.concatenate(rows)
 
 
-def _sampler(indices: np.ndarray, seed: int, epoch: int) -> EpochSampler:
-    sampler = EpochSampler(indices, seed, shuffle=False)
-    sampler.set_epoch(epoch)
-    return sampler
-
-
 def _fine_tune(
     network: QueryNetwork, gallery: Gallery, bank: MemoryBank, training: np.ndarray, validation: np.ndarray,
     settings: TrainSettings, work: Path, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     network.freeze(settings.frozen_share)
     preprocess = network.spec.preprocess
-    train_loader = DataLoader(
+    train_loader = ImageLoader(
         GalleryImages(gallery, bank.places, preprocess, settings.augmentation, settings.seed),
         batch_size=settings.batch_size, sampler=EpochSampler(training, settings.seed),
         num_workers=settings.workers, persistent_workers=settings.workers > 0, drop_last=len(training) > settings.batch_size,
     )  # fmt: skip
-    validation_loader = DataLoader(
+    validation_loader = ImageLoader(
         GalleryImages(gallery, bank.places, preprocess, settings.augmentation, settings.seed),
-        batch_size=settings.batch_size, sampler=_sampler(validation, settings.seed, _VALIDATION_EPOCH),
+        batch_size=settings.batch_size, sampler=fixed_views(validation, first_epoch=_VALIDATION_EPOCH, views=settings.validation_views),
         num_workers=settings.workers, persistent_workers=settings.workers > 0,
     )  # fmt: skip
     descriptors = np.array(gallery.descriptors, dtype=np.float32)
@@ -162,11 +166,35 @@ def _fine_tune(
     )  # fmt: skip
     bar = _ProgressCallback(progress, settings.epochs * len(train_loader))
     trainer = _trainer(settings, work, [keep, bar])
-    last = checkpoints / "last.ckpt"
-    before = trainer.validate(module, validation_loader, verbose=False)[0] if len(validation) else {}
-    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    trainer.fit(module, train_loader, validation_loader if len(validation) else None, ckpt_path=last if last.exists() else None)
+    with _interruptible():
+        before = trainer.validate(module, validation_loader, verbose=False)[0] if len(validation) else {}
+        start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        last = _whole_checkpoint(checkpoints / "last.ckpt")
+        trainer.fit(module, train_loader, validation_loader if len(validation) else None, ckpt_path=last)
     return _choose(network, start, before, keep, checkpoints)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM arrive as KeyboardInterrupt: Lightning makes a silent exit of them, after SIGTERM with code 0."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        signal.signal(signal.SIGINT, on_interrupt)  # Lightning ignores further ones
+        raise KeyboardInterrupt from error
+
+
+def _whole_checkpoint(path: Path) -> Path | None:
+    """The checkpoint to continue from; None where there is none, or where a kill or a full disk left a part of one."""
+    if not path.exists():
+        return None
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        logging.getLogger(__name__).warning("%s is damaged, fine-tuning begins anew: %s", path, error)
+        return None
+    return path
 
 
 def _trainer(settings: TrainSettings, work: Path, callbacks: list[Any]) -> lightning.Trainer:
