@@ -99,11 +99,14 @@ class PlaceRecognitionNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Open gallery and model; a refusal keeps its reason in log and diagnostics."""
         settings = self._settings.resolved
+        for name in ("gallery_path", "model_path"):
+            if not getattr(settings.node, name):  # an empty path would mean the working directory
+                return self._refuse(f"parameter '{name}' is not set; give the folder with '-p {name}:=DIR' or in the parameter file")
         try:
             recogniser = PlaceRecogniser.open(
                 Path(settings.node.gallery_path), Path(settings.node.model_path), settings.matcher, settings.runtime
             )
-        except AsymvprError as error:
+        except (AsymvprError, OSError) as error:  # OSError: no permission, a broken disk
             return self._refuse(str(error))
         self._recogniser = recogniser
         self._map_frame = settings.node.map_frame or recogniser.gallery.map_frame

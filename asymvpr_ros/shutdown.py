@@ -6,6 +6,7 @@ rclpy's own handlers shut the context down at once, under the feet of a thread t
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable
 
@@ -39,8 +40,17 @@ class StopRequest:
 
 
 def start_ros(args: list[str] | None = None) -> StopRequest:
-    """Initialise rclpy without its signal handlers and give the request that ours set."""
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    """Initialise rclpy without its signal handlers and give the request that ours set.
+
+    Raises:
+        SystemExit: with code 2, after one line on stderr, where the ROS arguments are refused.
+    """
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # the base of rclpy's own for unreadable parameter files, malformed and unknown arguments
+        reason = str(error).partition(", at ")[0]  # then come places in rcl's source
+        print(f"error: the ROS arguments are refused: {reason}; correct what follows --ros-args", file=sys.stderr)
+        raise SystemExit(2) from error
     return StopRequest()
 
 

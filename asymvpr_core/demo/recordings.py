@@ -18,6 +18,7 @@ from asymvpr_core.datasets.source import open_source
 from asymvpr_core.demo.record import GROUND_TRUTH_TOPIC, IMAGE_TOPIC, SETTINGS_FILE, render_demo_bags
 from asymvpr_core.demo.town import build_town
 from asymvpr_core.errors import DatasetError
+from asymvpr_core.preprocess import decode_image
 from asymvpr_core.progress import Progress, silent
 
 _MAPPING_NAMES = ("mapping", "database", "gallery", "reference")
@@ -132,7 +133,7 @@ def write_folder_as_bag(
     """Write the pictures of a folder, in order of their names, as CompressedImage messages with their poses.
 
     Raises:
-        ImageError: a file that cannot be read.
+        ImageError: a file that cannot be read or decoded.
         BagError: the bag exists or cannot be written.
     """
     period_ns, start_ns = round(1e9 / rate_hz), round(start_s * 1e9)
@@ -141,6 +142,7 @@ def write_folder_as_bag(
     with BagWriter(bag) as writer:
         for index, data in encoded:
             record, stamp_ns = images.records[index], start_ns + index * period_ns
+            decode_image(data, str(images.root / record.name))  # refuses a damaged picture now, not after the training
             if record.pose is not None:
                 writer.write_pose(GROUND_TRUTH_TOPIC, stamp_ns, record.pose, frame_id=images.map_frame)
             kind = "png" if data.startswith(b"\x89PNG") else "jpeg"

@@ -56,7 +56,7 @@ class DemoSettings:
     source: SourceSettings = field(default_factory=SourceSettings)
     matcher: MatcherSettings | None = None
     evaluation: EvaluationSettings | None = None
-    rate: float = 1.0
+    rate: float = 1.5
 
     @staticmethod
     def resolve(seed: int, config: Path | None = None) -> DemoSettings:
@@ -189,11 +189,16 @@ def _claim(out: Path, source: Path | None, settings: DemoSettings) -> None:
         "training": settings.training.model_dump(mode="json"),
     }))  # fmt: skip
     record = out / SETTINGS_FILE
-    if record.exists():
-        if json.loads(record.read_text(encoding="utf-8")) != mine:
-            raise ArtefactError(f"{out} holds a demo of other settings", remedy="give another --out, or remove it")
-    elif out.exists() and any(out.iterdir()):
+    held = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if out.exists() and not out.is_dir() or held and SETTINGS_FILE not in held:
         raise ArtefactError(f"{out} exists and is no demo", remedy="give another --out")
+    if held - {SETTINGS_FILE}:
+        try:
+            theirs = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ArtefactError(f"{record} is damaged", remedy="give another --out, or remove the folder") from error
+        if theirs != mine:
+            raise ArtefactError(f"{out} holds a demo of other settings", remedy="give another --out, or remove it")
     else:
         out.mkdir(parents=True, exist_ok=True)
         write_text_atomically(record, json.dumps(mine, indent=2) + "\n")

@@ -87,11 +87,15 @@ def recall_at_k(ranked: np.ndarray, positives: Sequence[np.ndarray], ks: Sequenc
         raise EvaluationError(f"{len(ranked)} queries are ranked, {len(positives)} have ground truth", expected="the same queries")
     hits = [np.isin(row, positive) for row, positive in zip(ranked, positives, strict=True) if len(positive)]
     if not hits:
-        raise EvaluationError(
-            f"none of {len(positives)} queries has a correct match in the gallery", expected="at least one",
-            remedy="check that both are of one site and in one frame, or raise --radius-m",
-        )  # fmt: skip
+        raise _no_positives(len(positives))
     return {k: float(np.mean([hit[:k].any() for hit in hits])) for k in ks}
+
+
+def _no_positives(queries: int) -> EvaluationError:
+    return EvaluationError(
+        f"none of {queries} queries has a correct match in the gallery", expected="at least one",
+        remedy="check that both are of one site and in one frame, or raise --radius-m",
+    )  # fmt: skip
 
 
 def evaluate_recall(
@@ -120,6 +124,8 @@ def evaluate_recall(
     check_map_frames(gallery, queries.map_frame, str(queries.root))
     positives = find_positives(queries.records, gallery.keyframes, settings.radius_m, settings.max_yaw_deg)
     n_with_positive = sum(len(positive) > 0 for positive in positives)
+    if not n_with_positive:
+        raise _no_positives(len(positives))
 
     with new_folder(out) as folder:
         descriptors = describe_queries(queries, encoder, progress)
