@@ -231,17 +231,24 @@ def recipe_file(name: str) -> Path:
     return path
 
 
-def make_settings(kind: type[S], file: Path | None = None, **flags: Any) -> S:
-    """Resolve settings of `kind`: flag (where not None) > section of the YAML file > default.
+def make_settings(kind: type[S], file: Path | None = None, *, recipe: str | None = None, **flags: Any) -> S:
+    """Resolve settings of `kind`: flag (where not None) > section of the YAML file > recipe > default.
 
     All sections of the file are checked, so that a misspelt name is refused whichever stage reads it first.
 
     Raises:
         SettingsError: unknown section, unknown key at any depth, wrong type, value out of range, unreadable file.
     """
-    sections = {} if file is None else _read_yaml(file)
+    values = {} if recipe is None else _section(kind, recipe_file(recipe))
+    if file is not None:
+        values |= _section(kind, file)
+    return _resolve(kind, values, flags)
+
+
+def _section(kind: type[S], file: Path) -> dict[str, Any]:
+    """The values that a settings file holds for `kind`, after all its sections were checked."""
     used: dict[str, Any] = {}
-    for name, values in sections.items():
+    for name, values in _read_yaml(file).items():
         if name not in SECTIONS:
             raise SettingsError(f"settings file {file}: unknown section '{name}'", remedy=f"known sections: {', '.join(SECTIONS)}")
         if not isinstance(values, dict):
@@ -249,7 +256,7 @@ def make_settings(kind: type[S], file: Path | None = None, **flags: Any) -> S:
         _resolve(SECTIONS[name], values, {})
         if SECTIONS[name] is kind:
             used = values
-    return _resolve(kind, used, flags)
+    return used
 
 
 def _resolve(kind: type[S], values: dict[str, Any], flags: dict[str, Any]) -> S:

@@ -20,13 +20,12 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.utilities import remove_ros_args
 from rosgraph_msgs.msg import Clock
 
 from asymvpr_core.datasets.bags import Bag
 from asymvpr_core.errors import AsymvprError, BagError
 from asymvpr_ros.conversions import stamp_message
-from asymvpr_ros.shutdown import StopRequest, start_ros
+from asymvpr_ros.shutdown import StopRequest, own_arguments, start_ros
 
 CLOCK = "/clock"
 # Fits every subscriber: reliable serves best-effort ones too, and transient local serves volatile ones.
@@ -214,7 +213,7 @@ def _not_negative(text: str) -> float:
 
 def main(args: list[str] | None = None) -> int:
     """Replay a bag: 0 at its end or after a signal, 1 where it cannot be played, 2 for a wrong command line."""
-    path, options = _parse(remove_ros_args(sys.argv if args is None else ["bag_player", *args])[1:])
+    path, options = _parse(own_arguments("bag_player", args))
     stop = start_ros(args)
     try:
         with Bag.open(path) as bag:

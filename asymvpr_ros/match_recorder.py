@@ -21,11 +21,10 @@ from nav_msgs.msg import Path as PathMessage
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.utilities import remove_ros_args
 
 from asymvpr_ros.conversions import stamp_ns
 from asymvpr_ros.diagnostics import STATUS_SUFFIX
-from asymvpr_ros.shutdown import spin_until, start_ros
+from asymvpr_ros.shutdown import own_arguments, spin_until, start_ros
 
 # Deep enough that no line is lost while the disk is slow.
 _QOS = QoSProfile(depth=200)
@@ -81,7 +80,7 @@ def main(args: list[str] | None = None) -> int:
         epilog="In a namespace: match_recorder --out matches.jsonl --ros-args -r __ns:=/robot1",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="file to write; an existing one is replaced")
-    options = parser.parse_args(remove_ros_args(sys.argv if args is None else ["match_recorder", *args])[1:])
+    options = parser.parse_args(own_arguments("match_recorder", args))
     stop = start_ros(args)
     try:
         with open(options.out, "w", encoding="utf-8") as file:

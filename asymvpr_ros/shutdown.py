@@ -13,6 +13,7 @@ from collections.abc import Callable
 import rclpy
 from rclpy.executors import Executor
 from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
 
 # How late a signal is noticed while nothing arrives: rclpy's wait does not return for one.
 _POLL_S = 0.1
@@ -48,10 +49,26 @@ def start_ros(args: list[str] | None = None) -> StopRequest:
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # the base of rclpy's own for unreadable parameter files, malformed and unknown arguments
-        reason = str(error).partition(", at ")[0]  # then come places in rcl's source
-        print(f"error: the ROS arguments are refused: {reason}; correct what follows --ros-args", file=sys.stderr)
-        raise SystemExit(2) from error
+        raise _refused(error) from error
     return StopRequest()
+
+
+def own_arguments(program: str, args: list[str] | None) -> list[str]:
+    """What is left of `args` (None: of the command line) for the program's own parser.
+
+    Raises:
+        SystemExit: as `start_ros`.
+    """
+    try:
+        return remove_ros_args(sys.argv if args is None else [program, *args])[1:]
+    except RuntimeError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: RuntimeError) -> SystemExit:
+    reason = str(error).partition(", at ")[0]  # then come places in rcl's source
+    print(f"error: the ROS arguments are refused: {reason}; correct what follows --ros-args", file=sys.stderr)
+    return SystemExit(2)
 
 
 def spin_until(executor: Executor, stop: StopRequest, done: Callable[[], bool] = lambda: False) -> None:

@@ -111,3 +111,14 @@ def test_every_setting_has_a_valid_default_and_a_description(kind: type[Settings
 def test_saved_settings_can_be_read_again(kind: type[Settings]):
     # Manifests hold settings as JSON; a run is repeated from them.
     assert kind.model_validate(kind().model_dump(mode="json")) == kind()
+
+
+def test_a_recipe_lies_beneath_the_file_and_the_flags(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("train: {batch_size: 16}\n")
+    recipe = make_settings(TrainSettings, recipe="small_site")
+    assert recipe.batch_size != TrainSettings().batch_size and recipe.epochs != TrainSettings().epochs
+    both = make_settings(TrainSettings, file, recipe="small_site", gamma=2.5)
+    assert (both.batch_size, both.gamma, both.epochs) == (16, 2.5, recipe.epochs)
+    with pytest.raises(SettingsError, match="unknown recipe 'none'; known recipes: small_site"):
+        make_settings(TrainSettings, recipe="none")

@@ -9,7 +9,7 @@ import typer
 
 from asymvpr_core.cli.options import Config, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import TrainSettings, make_settings, recipe_file
+from asymvpr_core.config import TrainSettings, make_settings
 
 
 def train(
@@ -28,7 +28,9 @@ def train(
     threads: Annotated[int | None, setting(TrainSettings, "threads")] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="named settings instead of --config: small_site for some hundred to a few thousand images", metavar="NAME"),
+        typer.Option(
+            help="named settings beneath --config and flags: small_site for some hundred to a few thousand images", metavar="NAME"
+        ),
     ] = None,
     weights: Weights = None,
     config: Config = None,
@@ -44,11 +46,10 @@ def train(
       asymvpr train map --recipe small_site --out run
       asymvpr train map --epochs 0 --out aligned_only
     """
-    if recipe is not None and config is not None:
-        raise typer.BadParameter("give --recipe or --config, not both")
     settings = make_settings(
         TrainSettings,
-        config if recipe is None else recipe_file(recipe),
+        config,
+        recipe=recipe,
         query_network=query_network,
         loss=loss,
         init=init,

@@ -80,9 +80,14 @@ class DemoResult:
 
 
 COMPARISON_COLUMNS = (
-    Column("query network", numeric=False), Column("Recall@1", "%"), Column("Recall@5", "%"), Column("average precision"),
-    Column("recall at 100 % precision", "%"), Column("accepted"), Column("of these false"),
-)  # fmt: skip
+    Column("network", numeric=False),
+    Column("Recall@1", "%"),
+    Column("Recall@5", "%"),
+    Column("AP"),
+    Column("R@100P", "%"),
+    Column("accepted"),
+    Column("false"),
+)
 
 
 def write_demo_report(result: DemoResult) -> None:
@@ -110,7 +115,8 @@ _LIVE_INTRO = (
 )
 _COMPARISON_INTRO = (
     "The same light network on the same frames: trained; aligned in closed form only; and with a random last layer. "
-    "Recall counts the best candidates before threshold and vote; accepted counts what the matcher let through."
+    "Recall and average precision (AP) count the best candidates before threshold and vote, R@100P is the recall that a threshold "
+    "without any false match reaches; accepted and false count what the matcher let through."
 )
 
 

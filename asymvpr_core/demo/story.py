@@ -20,7 +20,6 @@ from asymvpr_core.config import (
     TownSettings,
     TrainSettings,
     make_settings,
-    recipe_file,
 )
 from asymvpr_core.datasets.bag_dataset import BagDataset
 from asymvpr_core.demo.live import replay_live, require_ros
@@ -60,7 +59,7 @@ class DemoSettings:
 
     @staticmethod
     def resolve(seed: int, config: Path | None = None) -> DemoSettings:
-        """The embedded default (default networks, small-site recipe, default town), or the settings of a file.
+        """The embedded default (default networks, small-site recipe, default town), changed by a settings file.
 
         Raises:
             SettingsError: the file has unknown or wrong settings.
@@ -69,7 +68,7 @@ class DemoSettings:
         own = config is not None
         return DemoSettings(
             town=town.model_copy(update={"seed": town.seed + seed}),
-            training=make_settings(TrainSettings, config or recipe_file("small_site"), seed=seed),
+            training=make_settings(TrainSettings, config, recipe="small_site", seed=seed),
             gallery=make_settings(GallerySettings, config),
             runtime=make_settings(RuntimeSettings, config),
             source=make_settings(SourceSettings, config),
