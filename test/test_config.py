@@ -68,6 +68,8 @@ def test_empty_file_means_defaults(tmp_path: Path):
         ("train: 7\n", "section 'train' is 7"),
         ("- train\n", "holds a list"),
         ("train: {epochs: [1\n", "is not YAML"),
+        ("train: {learning_rate: .inf}\n", "setting 'learning_rate' is inf: input should be a finite number"),
+        ("train: {seed: 4294967296}\n", "less than 4294967296"),
     ],
 )
 def test_wrong_files_are_refused_in_one_line(tmp_path: Path, text: str, mention: str):
@@ -81,6 +83,16 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path, text: str, mention:
 def test_unknown_setting_lists_the_known():
     with pytest.raises(SettingsError, match="known: radius_m, max_yaw_deg, k"):
         make_settings(EvaluationSettings, radius=3.0)
+    with pytest.raises(SettingsError, match="known: cell_size_m, heading_sectors$"):
+        make_settings(TrainSettings, cells={"cell_size": 3.0})
+    with pytest.raises(SettingsError, match="known: min_distance_m, min_yaw_deg, max_pose_gap_s$"):
+        make_settings(SourceSettings, keyframes={"distance": 3.0})
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path):
+    (tmp_path / "settings.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingsError, match=r"settings\.yaml is no text file; expected a YAML file in UTF-8"):
+        make_settings(GallerySettings, tmp_path / "settings.yaml")
 
 
 def test_unreadable_file_is_named(tmp_path: Path):
@@ -91,6 +103,8 @@ def test_unreadable_file_is_named(tmp_path: Path):
 def test_k_must_be_positive():
     with pytest.raises(SettingsError, match=r"setting 'k\.1' is 0"):
         make_settings(EvaluationSettings, k=(1, 0))
+    with pytest.raises(SettingsError, match=r"setting 'k\.0' is 0: input should be greater than 0$"):  # and not "k is too short" as well
+        make_settings(EvaluationSettings, k=(0,))
 
 
 def test_settings_cannot_be_changed_later():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import cv2
@@ -85,6 +86,18 @@ def test_folder_lists_the_first_names_without_position(tmp_path):
     assert "7 of 8 images" in message
     assert "0.jpg, 1.jpg, 9.png, @1@.jpg, @inf@1@.jpg and 2 more" in message
     assert "@utm_e@utm_n@zone@letter" in message
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    folder = tmp_path / "images"
+    data = write_image(folder / SHORT_NAME)
+    (folder / os.fsdecode(b"@302900.00@5787900.50@@@@@\xff@.jpg")).write_bytes(data)
+    with pytest.raises(DatasetError, match="1 of 2 images in .* have names that are not UTF-8") as caught:
+        open_source(folder)
+    str(caught.value).encode()  # the message itself can be printed
+    folder.rename(tmp_path / os.fsdecode(b"\xfe"))
+    with pytest.raises(DatasetError, match="the path .* is not UTF-8"):
+        open_source(tmp_path / os.fsdecode(b"\xfe"))
 
 
 def test_empty_missing_and_unknown_sources(tmp_path):

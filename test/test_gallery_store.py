@@ -36,9 +36,15 @@ def street(tmp_path: Path) -> Path:
 def rewrite(gallery: Path, name: str, data: bytes) -> None:
     """Replace a file and its checksum: the content is wrong, the manifest agrees with it."""
     (gallery / name).write_bytes(data)
-    manifest = read_manifest(gallery, "gallery")
-    manifest.files[name] = FileEntry(bytes=len(data), sha256=sha256_of(gallery / name))
-    (gallery / "manifest.json").write_text(manifest.model_dump_json())
+    edit_manifest(gallery, lambda raw: raw["files"].update({name: {"bytes": len(data), "sha256": sha256_of(gallery / name)}}))
+
+
+def edit_manifest(gallery: Path, edit: Callable[[dict], object]) -> None:
+    """Change the manifest on purpose: its own checksum goes along."""
+    path = gallery / "manifest.json"
+    raw = json.loads(path.read_text())
+    edit(raw)
+    path.write_text(json.dumps({**raw, "manifest_sha256": digest_of(raw)}))
 
 
 def test_keyframes_round_trip(tmp_path: Path):
@@ -86,11 +92,8 @@ def test_an_empty_gallery_opens(tmp_path: Path):
 
 
 def test_pictures_of_a_folder_source_stay_there(tmp_path: Path, street: Path):
-    path = street / "manifest.json"
-    raw = json.loads(path.read_text())
-    raw["details"]["images_in_gallery"] = False
-    raw["inputs"]["source"] = str(tmp_path / "elsewhere")
-    path.write_text(json.dumps(raw))
+    edit_manifest(street, lambda raw: raw["details"].update(images_in_gallery=False))
+    edit_manifest(street, lambda raw: raw["inputs"].update(source=str(tmp_path / "elsewhere")))
     gallery = Gallery.open(street)
     assert gallery.image_path(1) == tmp_path / "elsewhere" / gallery.keyframes[1].name
     with pytest.raises(ImageError, match="elsewhere"):
@@ -113,8 +116,22 @@ def test_a_missing_file_is_named(street: Path, name: str):
         Gallery.open(street)
 
 
-def test_descriptors_that_are_no_array_are_refused(street: Path):
-    rewrite(street, DESCRIPTORS, b"not numpy")
+@pytest.mark.parametrize("name", ["map_frame", "images_in_gallery"])
+def test_a_manifest_that_lacks_what_a_gallery_says_of_itself_is_refused(street: Path, name: str):
+    edit_manifest(street, lambda raw: raw["details"].pop(name))
+    with pytest.raises(ArtefactError, match="does not say its map_frame and images_in_gallery; rebuild"):
+        Gallery.open(street)
+
+
+def test_a_gallery_without_pictures_must_name_its_source(street: Path):
+    edit_manifest(street, lambda raw: (raw["details"].update(images_in_gallery=False), raw["inputs"].clear()))
+    with pytest.raises(ArtefactError, match="does not name its source"):
+        Gallery.open(street)
+
+
+@pytest.mark.parametrize("data", [b"", b"not numpy"])
+def test_descriptors_that_are_no_array_are_refused(street: Path, data: bytes):
+    rewrite(street, DESCRIPTORS, data)
     with pytest.raises(ArtefactError, match=r"descriptors\.npy cannot be read"):
         Gallery.open(street)
 

@@ -40,8 +40,10 @@ def artefact(tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, **changes: object) -> None:
+    """Change a manifest on purpose: its own checksum goes along."""
     path = folder / MANIFEST_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({**content, "manifest_sha256": digest_of(content)}))
 
 
 def test_round_trip(artefact: Path):
@@ -117,6 +119,35 @@ def test_a_damaged_manifest_is_refused(artefact: Path, text: str):
     (artefact / MANIFEST_NAME).write_text(text)
     with pytest.raises(ArtefactError, match=r"manifest\.json is damaged"):
         read_manifest(artefact, "gallery")
+
+
+def test_every_flipped_byte_of_a_manifest_is_found(artefact: Path):
+    path = artefact / MANIFEST_NAME
+    whole = path.read_bytes()
+    silent = []
+    for position in range(0, len(whole), 3):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        try:
+            if read_manifest(artefact, "gallery") != Manifest.model_validate_json(whole):
+                silent.append(position)
+        except ArtefactError:
+            continue
+    assert silent == []
+
+
+def test_the_checksum_of_a_manifest_is_that_of_its_other_fields(artefact: Path):
+    content = json.loads((artefact / MANIFEST_NAME).read_text())
+    own = content.pop("manifest_sha256")
+    assert own == hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path):
+    path = tmp_path / os.fsdecode(b"\xff")
+    with pytest.raises(ArtefactError, match="is not UTF-8; rename"):
+        read_manifest(path, "gallery")
+    with pytest.raises(ArtefactError, match="is not UTF-8"), new_folder(path):
+        pytest.fail("the block must not run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_keys_in_a_manifest_are_refused(artefact: Path):
@@ -225,4 +256,17 @@ def test_text_is_replaced_whole(tmp_path: Path):
     write_text_atomically(path, "old")
     write_text_atomically(path, "new")
     assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_text_alone(tmp_path: Path):
+    path = tmp_path / "text"
+    write_text_atomically(path, "old")
+
+    def fail(file: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -161,11 +161,12 @@ def _fine_tune(
     module = AsymmetricModule(network, bank, descriptors, settings, steps=settings.epochs * len(train_loader))
     checkpoints = work / "checkpoints"
     keep = ModelCheckpoint(
-        checkpoints, filename="best", monitor="val_recall_at_1" if len(validation) else None, mode="max", save_last=True,
-        enable_version_counter=False,
+        checkpoints, filename="best", monitor="val_recall_at_1" if len(validation) else None, mode="max", enable_version_counter=False,
     )  # fmt: skip
+    # Of its own: with save_last, `keep` would renew it only when an epoch is the best so far. After `keep`, whose state it holds.
+    newest = ModelCheckpoint(checkpoints, filename="last", monitor="epoch", mode="max", enable_version_counter=False)
     bar = _ProgressCallback(progress, settings.epochs * len(train_loader))
-    trainer = _trainer(settings, work, [keep, bar])
+    trainer = _trainer(settings, work, [keep, newest, bar])
     with _interruptible():
         before = trainer.validate(module, validation_loader, verbose=False)[0] if len(validation) else {}
         start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
