@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tiny_artefacts import DIMENSION, make_gallery, make_picture, make_street
 
 from asymvpr_core.errors import ArtefactError, ImageError
 from asymvpr_core.gallery.store import COLUMNS, DESCRIPTORS, INDEX, KEYFRAMES, Gallery, read_keyframes, write_keyframes
-from asymvpr_core.manifest import FileEntry, read_manifest, sha256_of
+from asymvpr_core.manifest import digest_of, sha256_of
 from asymvpr_core.types import Keyframe, Pose
 
 FULL = Keyframe(

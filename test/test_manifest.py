@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,16 @@ from asymvpr_core.errors import ArtefactError
 from asymvpr_core.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
+    Manifest,
     check_pair,
+    digest_of,
     finish_folder,
     new_folder,
     read_manifest,
     refuse_existing,
     sha256_of,
     verify_files,
+    write_atomically,
     write_manifest,
     write_text_atomically,
 )
