@@ -175,6 +175,17 @@ def test_a_value_out_of_range_is_named(tmp_path: Path, street: Path):
     assert "setting 'epochs' is -1" in refused("train", street, "--epochs", "-1", "--out", tmp_path / "run")
 
 
+def test_a_misspelt_demo_source_leaves_nothing(tmp_path: Path):
+    pytest.importorskip("rclpy")
+    assert "there is no folder" in refused("demo", "--source", tmp_path / "nowhere", "--out", tmp_path / "demo")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_infinite_number_is_refused(street: Path, tmp_path: Path):
+    arguments = ["evaluate", "recall", "--gallery", street, "--queries", tmp_path, "--model", "m", "--out", tmp_path / "out"]
+    assert "setting 'radius_m' is inf: input should be a finite number" in refused(*arguments, "--radius-m", "inf")
+
+
 def test_info_says_what_the_gallery_is(street: Path):
     code, text, _ = run("gallery", "info", street)
     assert code == 0

@@ -312,6 +312,20 @@ def test_a_bad_parameter_at_start_is_one_line_and_exit_code_1(argument, reason, 
     assert reason in process.log and len(process.log.strip().splitlines()) == 1
 
 
+def test_a_node_without_paths_says_which_parameter_is_missing(graph, artefacts, tmp_path):
+    with RosProcess("place_recognition_node", parameters(gallery_path=artefacts[0]), tmp_path / "log"):
+        graph.wait_for_status(lambda level, message, values: "parameter 'model_path' is not set" in message, "the refusal")
+
+
+@pytest.mark.parametrize("module", ["place_recognition_node", "bag_player", "match_recorder"])
+@pytest.mark.parametrize("arguments", [["-p", "gallery_path:="], ["--params-file", "/nowhere.yaml"]], ids=["parameter", "file"])
+def test_malformed_ros_arguments_are_one_line_and_exit_code_2(module, arguments, tmp_path):
+    process = RosProcess(module, ["--ros-args", *arguments], tmp_path / "log")
+    assert process.wait() == 2
+    assert "error: the ROS arguments are refused: " in process.log and arguments[0] in process.log
+    assert "Traceback" not in process.log
+
+
 def test_the_robots_process_imports_no_training_package():
     program = (
         "import sys; import asymvpr_ros.place_recognition_node;"

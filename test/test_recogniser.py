@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tiny_artefacts import SECOND_NS, make_gallery, make_identity, make_model, make_picture, make_street, revisit
+from tiny_artefacts import PREPROCESS, SECOND_NS, make_gallery, make_identity, make_model, make_picture, make_street, revisit
 
 import asymvpr_core
 from asymvpr_core.config import MatcherSettings, RuntimeSettings
-from asymvpr_core.errors import ArtefactError, RetrievalError, SettingsError
+from asymvpr_core.deploy.runtime import QueryModel
+from asymvpr_core.errors import ArtefactError, DeployError, RetrievalError, SettingsError
+from asymvpr_core.manifest import digest_of
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
 
 LATER = 10_000 * SECOND_NS
@@ -33,6 +36,26 @@ def test_a_revisited_place_is_recognised_and_an_unknown_one_is_not(street):
     unknown = recogniser.process(make_picture(999), LATER + 60 * SECOND_NS)
     assert not unknown.accepted and "below the threshold" in unknown.reason
     assert len(recogniser.gallery) == 12 and recogniser.model.dimension == 192
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"details": {}}, "holds no pre-processing; export it again"),
+        ({"details": {"preprocess": {**PREPROCESS.model_dump(mode="json"), "height": 32}}}, r"expected \[\('image', \[3, 32, 64\]\)"),
+        (
+            {"gallery_network": {**make_identity().model_dump(), "dimension": 8}},
+            r"\('descriptor', \[192\]\).* expected .*\('descriptor', \[8\]\)",
+        ),
+    ],
+    ids=["no pre-processing", "another size", "another dimension"],
+)
+def test_a_model_that_does_not_fit_its_manifest_is_refused(tmp_path, change, reason):
+    manifest = make_model(tmp_path / "model") / "manifest.json"
+    content = json.loads(manifest.read_text()) | change
+    manifest.write_text(json.dumps({**content, "manifest_sha256": digest_of(content)}))
+    with pytest.raises((ArtefactError, DeployError), match=reason):
+        QueryModel.open(tmp_path / "model")
 
 
 def test_loop_closure_carries_both_stamps_and_poses(street):

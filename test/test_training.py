@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
 import yaml
+from tiny_artefacts import make_street
 from town_folder import make_folder
 
 from asymvpr_core.config import ExportSettings, GallerySettings, RuntimeSettings, TrainSettings
 from asymvpr_core.datasets.source import open_source
 from asymvpr_core.deploy.export import export_model
 from asymvpr_core.deploy.runtime import QueryModel
-from asymvpr_core.errors import ArtefactError, DeployError, TrainingError
+from asymvpr_core.errors import ArtefactError, DeployError, ImageError, NetworkError, TrainingError
 from asymvpr_core.gallery.build import build_gallery
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import check_pair, read_manifest, verify_files
@@ -20,8 +24,8 @@ from asymvpr_core.memory.bank import MemoryBank
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.networks.registry import network_spec
 from asymvpr_core.training.alignment import align
-from asymvpr_core.training.data import EpochSampler, GalleryImages
-from asymvpr_core.training.run import train
+from asymvpr_core.training.data import EpochSampler, GalleryImages, ImageLoader
+from asymvpr_core.training.run import _whole_checkpoint, train
 
 pytestmark = pytest.mark.slow
 
@@ -161,8 +165,10 @@ def test_a_stopped_training_goes_on_to_the_same_weights(run_path, gallery_path, 
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(module.AsymmetricModule, "training_step", dying)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):  # and not Lightning's silent SystemExit
         train(gallery_path, SETTINGS, out)
+    assert signal.getsignal(signal.SIGINT) is on_interrupt
     assert not out.exists() and (tmp_path / "run.partial" / "checkpoints" / "last.ckpt").exists()
     epochs = []
 
@@ -176,6 +182,42 @@ def test_a_stopped_training_goes_on_to_the_same_weights(run_path, gallery_path, 
     straight = torch.load(run_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     resumed = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.allclose(straight[name].float(), resumed[name].float(), atol=1e-6) for name in straight)
+
+
+def test_what_a_full_disk_left_of_a_checkpoint_is_not_continued_from(tmp_path, caplog):
+    whole, part = tmp_path / "whole.ckpt", tmp_path / "part.ckpt"
+    torch.save({"state_dict": {"a": torch.zeros(1000)}}, whole)
+    part.write_bytes(whole.read_bytes()[:2000])
+    assert _whole_checkpoint(whole) == whole
+    assert _whole_checkpoint(tmp_path / "absent.ckpt") is None
+    assert caplog.text == ""
+    assert _whole_checkpoint(part) is None
+    assert "part.ckpt is damaged, fine-tuning begins anew" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_named_also_by_a_loading_process(tmp_path, workers):
+    gallery = make_street(tmp_path / "gallery", n_keyframes=3)
+    picture = sorted((gallery / "images").rglob("*.png"))[1]
+    picture.write_bytes(picture.read_bytes()[:200])
+    images = GalleryImages(Gallery.open(gallery), np.arange(3), network_spec("efficientnet_lite0_gem").preprocess)
+    loader = ImageLoader(images, batch_size=3, sampler=EpochSampler(np.arange(3), seed=0), num_workers=workers)
+    with pytest.raises(ImageError, match=rf"^image {picture} cannot be decoded \(200 bytes\)"):
+        list(loader)
+
+
+def test_a_killed_loading_process_is_a_known_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(GalleryImages, "__getitem__", lambda self, key: os.kill(os.getpid(), signal.SIGKILL))
+    gallery = Gallery.open(make_street(tmp_path / "gallery", n_keyframes=3))
+    images = GalleryImages(gallery, np.arange(3), network_spec("efficientnet_lite0_gem").preprocess)
+    with pytest.raises(TrainingError, match="a process that loads images was killed; free memory"):
+        list(ImageLoader(images, batch_size=3, sampler=EpochSampler(np.arange(3), seed=0), num_workers=1))
+
+
+def test_an_unknown_network_is_refused_before_anything_is_written(gallery_path, tmp_path):
+    with pytest.raises(NetworkError, match="unknown network 'efficientnet'"):
+        train(gallery_path, SETTINGS.model_copy(update={"query_network": "efficientnet"}), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_augmented_pictures_depend_on_seed_epoch_and_index_only(gallery_path):
