@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -21,7 +22,10 @@ LATER = 10_000 * S  # far from every keyframe's stamp
 def _gallery(poses: list[Pose | None], stamps: list[int | None] | None = None) -> SimpleNamespace:
     """A gallery whose descriptor i is the i-th unit vector."""
     stamps = stamps or [i * S for i in range(len(poses))]
-    keyframes = [Keyframe(f"{i}.jpg", pose=pose, stamp_ns=stamp) for i, (pose, stamp) in enumerate(zip(poses, stamps, strict=True))]
+    keyframes = [
+        Keyframe(f"{i}.jpg", pose=pose, stamp_ns=stamp, heading_deg=pose.heading_deg if pose else None)
+        for i, (pose, stamp) in enumerate(zip(poses, stamps, strict=True))
+    ]
     positions = np.array([p.position if p else (np.nan,) * 3 for p in poses]).reshape(-1, 3)
 
     class Fake(SimpleNamespace):
@@ -210,3 +214,14 @@ def test_what_the_matcher_refuses():
         _matcher(_gallery(_street()), sequence="vote", sequence_length=3, min_votes=4)
     with pytest.raises(RetrievalError, match="9-D, the index holds 10-D"):
         _matcher(_gallery(_street())).match(np.zeros(9, np.float32), LATER)
+
+
+def test_without_headings_the_orientation_is_said_to_be_unknown():
+    gallery = _gallery(_street())
+    gallery.keyframes = [dataclasses.replace(k, heading_deg=None) for k in gallery.keyframes]
+    unknown = _matcher(gallery, sequence="off").match(_looks_like((3, 0.9)), LATER).covariance
+    assert np.array_equal(np.diag(unknown)[3:], [9999.0] * 3)  # rtabmap: ignore these axes
+    gallery.keyframes = [dataclasses.replace(k, heading_deg=90.0) for k in gallery.keyframes]
+    known = _matcher(gallery, sequence="off").match(_looks_like((3, 0.9)), LATER).covariance
+    assert (np.diag(known)[3:] < 1.0).all()
+    np.testing.assert_array_equal(known[:3, :3], unknown[:3, :3])
