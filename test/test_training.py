@@ -62,11 +62,12 @@ def test_alignment_recovers_a_linear_map_and_chooses_ridge_on_whole_places():
     assert align(z_place, g_place, places).held_out_cosine < 0.2
 
 
-def test_alignment_equals_ridge_regression_of_scikit_learn():
+@pytest.mark.parametrize("features", [9, 80], ids=["normal matrix", "Gram matrix"])
+def test_alignment_equals_ridge_regression_of_scikit_learn(features):
     from sklearn.linear_model import Ridge
 
     rng = np.random.default_rng(1)
-    z, g = rng.normal(size=(50, 9)).astype(np.float32), rng.normal(size=(50, 4))
+    z, g = rng.normal(size=(50, features)).astype(np.float32), rng.normal(size=(50, 4))
     ours = align(z, g, np.arange(50), ridges=(0.7,))
     theirs = Ridge(alpha=0.7).fit(z, g)
     np.testing.assert_allclose(ours.weight, theirs.coef_.T, atol=1e-5)

@@ -100,7 +100,9 @@ def _parity_inputs(run: Manifest, preprocess: Preprocess, count: int) -> tuple[n
 
 def _parity(network: QueryNetwork, path: Path, inputs: np.ndarray, progress: Progress) -> float:
     """Smallest cosine between torch and onnxruntime, one image at a time as the robot runs it."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # torch's threads are in this process too, and the two pools would wait for each other
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     smallest = 1.0
     for image in progress(inputs, "check parity", len(inputs)):
         exported: Any = session.run(["descriptor"], {"image": image[np.newaxis]})[0]

@@ -73,10 +73,14 @@ def align(
 
 
 def _solve(z: np.ndarray, g: np.ndarray, ridges: tuple[float, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(weight, bias) for every λ, from one eigen-decomposition of the centred normal matrix."""
+    """(weight, bias) for every λ, from one eigen-decomposition."""
     z_mean, g_mean = z.mean(axis=0), g.mean(axis=0)
     zc, gc = z - z_mean, g - g_mean
-    eigenvalues, vectors = np.linalg.eigh(zc.T @ zc)
-    rotated = vectors.T @ (zc.T @ gc)
+    if len(zc) >= zc.shape[1]:
+        eigenvalues, vectors = np.linalg.eigh(zc.T @ zc)
+        rotated = vectors.T @ (zc.T @ gc)
+    else:  # fewer images than features: the Gram matrix is the smaller one and gives the same weights
+        eigenvalues, left = np.linalg.eigh(zc @ zc.T)
+        vectors, rotated = zc.T @ left, left.T @ gc
     weights = [vectors @ (rotated / (np.maximum(eigenvalues, 0.0) + ridge)[:, None]) for ridge in ridges]
     return [(weight, g_mean - z_mean @ weight) for weight in weights]
