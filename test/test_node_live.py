@@ -32,6 +32,8 @@ from asymvpr_core.manifest import read_manifest
 from asymvpr_ros.conversions import stamp_message, stamp_ns
 from asymvpr_ros.place_recognition_node import PlaceRecognitionNode
 
+pytestmark = pytest.mark.slow
+
 SPACING_M = 2.0
 POSE, CANDIDATES, CLOSURE = "place_match/pose", "place_match/candidates", "loop_closure"
 
