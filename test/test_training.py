@@ -242,3 +242,15 @@ def test_a_gallery_of_one_place_cannot_be_trained_on(gallery_path, tmp_path):
     settings = SETTINGS.model_copy(update={"cells": SETTINGS.cells.model_copy(update={"cell_size_m": 1e7, "heading_sectors": 1})})
     with pytest.raises(TrainingError, match="one place in all"):
         train(gallery_path, settings, tmp_path / "run")
+
+
+def test_without_anything_to_hold_out_the_start_is_kept(gallery_path, tmp_path, caplog):
+    every_image_a_place = SETTINGS.cells.model_copy(update={"cell_size_m": 0.5})
+    settings = SETTINGS.model_copy(update={"cells": every_image_a_place})
+    run = train(gallery_path, settings, tmp_path / "checked")
+    assert "no place has two images" in caplog.text
+    assert read_manifest(run, "run").details["fine_tuning"]["epoch"] == 0
+    aligned = train(gallery_path, settings.model_copy(update={"epochs": 0}), tmp_path / "aligned")
+    assert (run / "weights.safetensors").read_bytes() == (aligned / "weights.safetensors").read_bytes()
+    unchecked = train(gallery_path, settings.model_copy(update={"validation_share": 0.0, "epochs": 1}), tmp_path / "unchecked")
+    assert read_manifest(unchecked, "run").details["fine_tuning"]["epoch"] == 1
