@@ -89,7 +89,7 @@ def _train(
     if settings.init == "aligned":
         details["alignment"] = _align(network, gallery, bank, training, settings, work, progress)
     if settings.epochs > 0 and settings.validation_share > 0 and len(validation) == 0:
-        # Measured on two such galleries: four unchecked epochs cost 3 and 4.5 points of Recall@1 (docs/results.md).
+        # Four unchecked epochs cost such galleries 3.0 and 4.5 points of Recall@1 (docs/results.md).
         details["fine_tuning"] = {"epoch": 0, "skipped": "no place has two images, so that no image can be held out"}
         _LOG.warning(
             "fine-tuning is skipped: no place has two images, so that no epoch could be compared with the start; "
