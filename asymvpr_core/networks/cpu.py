@@ -15,8 +15,8 @@ def prepare_cpu(threads: int) -> None:
     """Limit torch to `threads` threads and let the C library keep freed memory.
 
     torch's default thread count contends with everything else on a shared machine. glibc gives
-    the activations' large blocks back to the kernel after every layer and takes them again: at
-    batch 16 that cost EfficientNet-Lite2 more time than its arithmetic (docs/results.md).
+    the activations' large blocks back to the kernel after every layer and takes them again,
+    which took a large part of the time at batch 16 (docs/results.md).
     """
     torch.set_num_threads(threads)
     if sys.platform == "linux":

@@ -103,8 +103,8 @@ def _train(
 def _split(places: np.ndarray, settings: TrainSettings) -> tuple[np.ndarray, np.ndarray]:
     """Ascending indices for training and for validation: at most one image of a place that has others.
 
-    Whole places would not do: the contrast pushes every training image away from the centroid of a place
-    that none of them belongs to, so that its own images could never find it.
+    Whole places would not do: on a dense map the nearest neighbours of a held-out place lie in the next
+    cell and are found instead, whatever the network (docs/results.md).
     """
     order = np.random.default_rng(settings.seed).permutation(len(places))
     _, first = np.unique(places[order], return_index=True)
