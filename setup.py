@@ -17,6 +17,7 @@ RUNTIME = [
     "numpy",
     "onnxruntime",
     "opencv-python-headless",
+    "pillow",
     "pydantic>=2",
     "pyyaml",
     "rich",

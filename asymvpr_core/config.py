@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from asymvpr_core.errors import SettingsError
@@ -62,16 +62,33 @@ class SourceSettings(Settings):
     keyframes: KeyframeSettings | None = Field(KeyframeSettings(), description="None: every frame that has a pose")
 
 
-class GallerySettings(Settings):
+class ProjectionSettings(Settings):
+    """How a projection to fewer dimensions is made."""
+
+    projection: Literal["pca", "random"] = Field("pca", description="pca, fitted on the gallery, or a random orthogonal projection")
+    whitening: float = Field(0.5, ge=0.0, le=1.0, description="exponent of PCA's whitening: 0 plain PCA, 1 full whitening")
+    projection_images: int = Field(16384, ge=2, description="images that PCA is fitted on at most, drawn at random")
+    projection_seed: int = Field(0, ge=0, lt=2**32, description="seed of the random projection and of the images that are drawn")
+
+
+class GallerySettings(ProjectionSettings):
     """How a gallery is built."""
 
     network: str = Field("efficientnet_lite2_gem", description="name of the gallery network")
     batch_size: int = Field(16, ge=1, description="images per forward pass")
     chunk_size: int = Field(128, ge=1, description="images per resumable chunk: a kill loses at most one")
-    projection_dim: int | None = Field(256, ge=1, description="dimension after the projection fitted on the gallery; None: no projection")
-    whitening: float = Field(0.5, ge=0.0, le=1.0, description="exponent of the whitening: 0 plain PCA, 1 full whitening")
+    projection_dim: int | Literal["auto"] | None = Field(
+        "auto", description="dimension after the projection; auto: the network's own default; None: no projection"
+    )
     descriptor_dtype: Literal["float32", "float16"] = Field("float32", description="type of the stored descriptors")
     threads: int = Field(2, ge=1, description="CPU threads of the forward pass")
+
+    @field_validator("projection_dim")
+    @classmethod
+    def _check_dimension(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1, 'auto' or null")
+        return value
 
 
 class CellSettings(Settings):

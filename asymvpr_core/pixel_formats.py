@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from asymvpr_core.errors import ImageError
-from asymvpr_core.preprocess import decode_image
+from asymvpr_core.image_decoding import decode_image, scale_to_8_bits
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | array[int] | np.ndarray"
 Convert: TypeAlias = Callable[[np.ndarray], np.ndarray]
@@ -89,7 +89,7 @@ def raw_to_rgb(data: Buffer, *, height: int, width: int, step: int, encoding: st
     rows = flat[: step * height].reshape(height, step)[:, :row_bytes]
     if bits == 16:
         samples = np.ascontiguousarray(rows).view(">u2" if is_bigendian else "<u2").astype(np.uint16)
-        return _scale_to_8_bits(convert(_pixels(samples, height, width, channels)))
+        return scale_to_8_bits(convert(_pixels(samples, height, width, channels)))
     return convert(_pixels(np.ascontiguousarray(rows), height, width, channels))
 
 
@@ -127,8 +127,3 @@ def _check_size(height: int, width: int, encoding: str, channels: int) -> None:
 
 def _pixels(samples: np.ndarray, height: int, width: int, channels: int) -> np.ndarray:
     return samples.reshape(height, width) if channels == 1 else samples.reshape(height, width, channels)
-
-
-def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    # cv_bridge's factor, rounded to nearest; 65535 / 255 is 257.
-    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -58,7 +58,7 @@ def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Pat
     return out
 
 
-def save_piece(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def save_piece(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file of the work folder so that it exists only when it is whole, also after a power cut."""
     write_atomically(path, write)
 

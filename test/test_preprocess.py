@@ -1,28 +1,33 @@
-"""The image transform against a naive one, and decoding of real and broken image bytes."""
+"""The image transform against a naive one, and against the transforms of the published networks."""
 
 from __future__ import annotations
 
-import struct
-from pathlib import Path
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
+from conftest import REPOSITORY
+from PIL import Image
 from pydantic import ValidationError
 
 from asymvpr_core.errors import ImageError
-from asymvpr_core.preprocess import Preprocess, decode_image, read_image
+from asymvpr_core.preprocess import Preprocess
 
-IMAGENET = Preprocess(height=32, width=48, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+SHAPE = {"height": 32, "width": 48, **STATISTICS}
+SQUARE = {"height": 320, "width": 320, **STATISTICS}
+IMAGENET = Preprocess(**SHAPE)
+BILINEAR = Preprocess(**SHAPE, resample="bilinear")
+BICUBIC_FLOAT = Preprocess(**SHAPE, resample="bicubic", resize_dtype="float32")
+MULTIPLES = Preprocess(**SQUARE, fit="shorter_side", multiple_of=32, resample="bicubic")
+NATIVE = Preprocess(**SHAPE, fit="native", multiple_of=14, resample="bilinear")
 RED = np.full((10, 20, 3), (255, 0, 0), np.uint8)
 
 
 def random_image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def encode(image_rgb: np.ndarray, extension: str) -> bytes:
-    return cv2.imencode(extension, cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def test_normalise_equals_the_formula():
@@ -90,48 +95,172 @@ def test_settings_survive_json():
         Preprocess.model_validate({**IMAGENET.model_dump(), "crop": 0.9})
 
 
-@pytest.mark.parametrize("extension", [".png", ".jpg"])
-def test_decoding_gives_rgb(extension: str):
-    decoded = decode_image(encode(RED, extension), "red")
-    assert decoded.shape == RED.shape
-    assert np.abs(decoded.astype(int) - RED).max() <= 3  # JPEG is lossy
+def test_manifests_from_before_the_resize_rules_load():
+    before = '{"height":32,"width":48,"mean":[0.485,0.456,0.406],"std":[0.229,0.224,0.225]}'
+    assert Preprocess.model_validate_json(before) == IMAGENET
 
 
-def test_grey_becomes_three_channels():
-    grey = random_image(8, 8)[:, :, 0]
-    decoded = decode_image(cv2.imencode(".png", grey)[1].tobytes(), "grey")
-    assert np.array_equal(decoded, np.repeat(grey[:, :, np.newaxis], 3, axis=2))
+def test_fields_at_their_default_stay_out_of_manifests():
+    # Or every pair of gallery and model from before a field existed would get another identity.
+    assert set(IMAGENET.model_dump(mode="json")) == {"height", "width", "mean", "std"}
+    settings = IMAGENET.model_copy(update={"resample": "bicubic", "resize_dtype": "float32"})
+    assert set(settings.model_dump(mode="json")) == {"height", "width", "mean", "std", "resample", "resize_dtype"}
 
 
-def test_exif_rotation_is_applied():
-    jpeg = encode(RED, ".jpg")
-    # One TIFF directory with one entry: orientation (0x0112), a short, 6 = rotate by 90 degrees clockwise.
-    exif = b"Exif\x00\x00II*\x00" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
-    with_exif = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
-    assert decode_image(with_exif, "rotated").shape == (20, 10, 3)
+@pytest.mark.parametrize("settings", [BILINEAR, BICUBIC_FLOAT, MULTIPLES, NATIVE], ids=["bilinear", "bicubic", "shorter_side", "native"])
+def test_resize_rules_survive_json(settings: Preprocess):
+    assert Preprocess.model_validate_json(settings.model_dump_json()) == settings
+    assert Preprocess.model_validate(settings.model_dump(mode="json")) == settings
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_a_truncated_jpeg_is_refused(share: float):
-    data = encode(random_image(120, 160), ".jpg")
-    with pytest.raises(ImageError, match="front/12 is a truncated JPEG"):
-        decode_image(data[: int(len(data) * share)], "front/12")
+SIZES = [(480, 640), (20, 30), (100, 31), (17, 333), (48, 32), (32, 100), (1, 1), (1, 500)]
 
 
-def test_a_truncated_png_is_refused():
-    data = encode(random_image(120, 160), ".png")
-    with pytest.raises(ImageError, match="front/12"):
-        decode_image(data[: len(data) // 2], "front/12")
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_default_rule_is_opencvs(height: int, width: int):
+    image = random_image(height, width)
+    kind = cv2.INTER_AREA if height >= 32 and width >= 48 else cv2.INTER_LINEAR
+    expected = cv2.resize(image, (48, 32), interpolation=kind)
+    assert np.array_equal(IMAGENET.resize(image), expected)
+    scaled = expected.astype(np.float32) * (1 / (255 * np.asarray(IMAGENET.std))).astype(np.float32)
+    scaled -= (np.asarray(IMAGENET.mean) / np.asarray(IMAGENET.std)).astype(np.float32)
+    assert np.array_equal(IMAGENET(image), scaled.transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", b"\x00" * 100])
-def test_bytes_that_are_no_image_are_refused(data: bytes):
-    with pytest.raises(ImageError, match=rf"image x cannot be decoded \({len(data)} bytes\)"):
-        decode_image(data, "x")
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+def test_8_bit_resizing_is_that_of_torchvision_on_pil_images(resample: str, height: int, width: int):
+    transforms = pytest.importorskip("torchvision.transforms", reason="needs torchvision")
+    image = random_image(height, width)
+    resize = transforms.Resize((32, 48), interpolation=transforms.InterpolationMode(resample))
+    result = Preprocess(**SHAPE, resample=resample).resize(image)
+    assert result.dtype == np.uint8
+    assert np.array_equal(result, np.asarray(resize(Image.fromarray(image))))
 
 
-def test_read_image(tmp_path: Path):
-    (tmp_path / "red.png").write_bytes(encode(RED, ".png"))
-    assert np.array_equal(read_image(tmp_path / "red.png"), RED)
-    with pytest.raises(ImageError, match=r"missing\.png cannot be read: No such file"):
-        read_image(tmp_path / "missing.png")
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+def test_float_resizing_is_that_of_torch_on_tensors(resample: str, height: int, width: int):
+    functional = pytest.importorskip("torch.nn.functional", reason="needs torch")
+    image = random_image(height, width)
+    tensor = functional.torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1)[None] / 255)
+    expected = functional.interpolate(tensor, (32, 48), mode=resample, antialias=True, align_corners=False)[0].numpy()
+    settings = Preprocess(**SHAPE, resample=resample, resize_dtype="float32")
+    result = settings.resize(image)
+    assert result.shape == (32, 48, 3) and result.dtype == np.float32
+    assert np.abs(result.transpose(2, 0, 1) / 255 - expected).max() <= 1e-5
+    mean, std = (np.asarray(values)[:, None, None] for values in (settings.mean, settings.std))
+    np.testing.assert_allclose(settings(image), (expected - mean) / std, atol=5e-5)
+
+
+def test_float_resizing_keeps_what_8_bits_clip():
+    edge = np.zeros((64, 96, 3), np.uint8)
+    edge[:, 48:] = 255
+    overshoot = BICUBIC_FLOAT.resize(edge)
+    assert overshoot.min() < -1 and overshoot.max() > 256
+    assert np.ptp(Preprocess(**SHAPE, resample="bicubic").resize(edge).astype(int)) == 255
+
+
+def test_a_float_picture_of_the_right_size_keeps_its_values():
+    image = random_image(32, 48)
+    assert BICUBIC_FLOAT.resize(image).dtype == np.float32
+    assert np.array_equal(BICUBIC_FLOAT(image), IMAGENET(image))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (480, 640, (320, 426)),
+        (640, 480, (426, 320)),
+        (100, 100, (320, 320)),
+        (320, 999, (320, 999)),
+        (7, 9, (320, 411)),
+        (3, 1, (960, 320)),
+    ],
+)
+def test_the_shorter_side_rule(height: int, width: int, expected: tuple[int, int]):
+    settings = Preprocess(**SQUARE, fit="shorter_side", resample="bilinear")
+    assert settings.output_size(height, width) == expected
+    transforms = pytest.importorskip("torchvision.transforms", reason="needs torchvision")
+    image = random_image(height, width)
+    official = transforms.Resize(320)(Image.fromarray(image))
+    assert official.size == expected[::-1]
+    assert np.array_equal(settings.resize(image), np.asarray(official))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    # 21 and 35 lie half-way between multiples of 14 and go to the even one; nothing becomes 0.
+    [(480, 640, (476, 644)), (14, 28, (14, 28)), (1, 6, (14, 14)), (21, 35, (28, 28)), (22, 20, (28, 14))],
+)
+def test_native_size_goes_to_the_nearest_multiple(height: int, width: int, expected: tuple[int, int]):
+    assert NATIVE.output_size(height, width) == expected
+    assert NATIVE(random_image(height, width)).shape == (3, *expected)
+
+
+def test_the_shorter_side_and_multiples_together():
+    assert MULTIPLES.output_size(480, 640) == (320, 416)  # 426 is nearer to 416 than to 448
+    assert MULTIPLES(random_image(48, 64)).shape == (3, 320, 416)
+
+
+def test_native_size_without_multiples_changes_no_pixel():
+    image = random_image(37, 53)
+    assert np.array_equal(Preprocess(**SHAPE, fit="native").resize(image), image)
+
+
+def test_squashing_gives_one_size_whatever_the_picture():
+    assert [IMAGENET.output_size(*size) for size in SIZES] == [(32, 48)] * len(SIZES)
+    assert IMAGENET.is_static and not NATIVE.is_static and not MULTIPLES.is_static
+
+
+@pytest.mark.parametrize("resample", ["area", "bilinear", "bicubic"])
+def test_a_very_long_picture_is_squashed(resample: str):
+    assert Preprocess(**SHAPE, resample=resample)(np.zeros((1, 100_000, 3), np.uint8)).shape == (3, 32, 48)
+
+
+@pytest.mark.parametrize("settings", [MULTIPLES, NATIVE], ids=["shorter_side", "native"])
+def test_a_very_long_picture_of_its_own_size_is_refused(settings: Preprocess):
+    with pytest.raises(ImageError, match=r"image is 100000 x 1 and would be described at \d+ x \d+; expected no side above 4096"):
+        settings(np.zeros((1, 100_000, 3), np.uint8))
+
+
+def test_the_bound_on_the_longer_side_is_a_setting():
+    settings = Preprocess(**SHAPE, fit="native", max_side=64)
+    assert settings(random_image(64, 64)).shape == (3, 64, 64)
+    with pytest.raises(ImageError, match="image is 64 x 65 .*no side above 64"):
+        settings(random_image(65, 64))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"resize_dtype": "float32"}, "'area' works on 8-bit pictures only"),
+        ({"fit": "shorter_side"}, "needs height = width.* got 32 and 48"),
+        ({"multiple_of": 14}, "height 32 and width 48 are to be multiples of 14"),
+        ({"multiple_of": 0}, "multiple_of"),
+        ({"resample": "nearest"}, "resample"),
+        ({"fit": "crop"}, "fit"),
+        ({"max_side": 100_000}, "max_side"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(fields: dict, message: str):
+    with pytest.raises(ValidationError, match=message):
+        Preprocess(**{**SHAPE, **fields})
+
+
+def test_pillow_is_loaded_only_when_a_network_needs_it():
+    code = """
+import sys
+import numpy as np
+from asymvpr_core.preprocess import Preprocess
+def pillow():
+    return any(name.partition(".")[0] == "PIL" for name in sys.modules)
+settings = Preprocess(height=4, width=4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+image = np.zeros((8, 8, 3), np.uint8)
+settings(image)
+print(pillow())
+settings.model_copy(update={"resample": "bilinear"})(image)
+print(pillow())
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "True"]

@@ -15,13 +15,22 @@ from asymvpr_core.config import ExportSettings, make_settings
 def export(
     run: Annotated[Path, typer.Argument(help="folder of a training run", metavar="RUN", show_default=False)],
     out: Annotated[Path, out_option("the query model")],
+    projection_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="gallery that 'asymvpr gallery project' made of the run's gallery: the model then gives that gallery's descriptors",
+            metavar="GALLERY",
+            show_default=False,
+        ),
+    ] = None,
     config: Config = None,
 ) -> None:
     """Export the query network of RUN to ONNX and compare it with the trained one on real images.
 
     \b
-    Example
+    Examples
       asymvpr export run --out model
+      asymvpr export run --projection-from map_512 --out model_512
     """
     settings = make_settings(ExportSettings, config)
 
@@ -31,6 +40,6 @@ def export(
 
     from asymvpr_core.deploy.export import export_model
 
-    export_model(run, out, settings, progress=terminal_progress())
+    export_model(run, out, settings, projection_from=projection_from, progress=terminal_progress())
     manifest = read_manifest(out, "model")
     typer.echo(f"{out}: query model for galleries of ({manifest.gallery_network})")

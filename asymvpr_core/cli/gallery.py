@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,8 +33,12 @@ def build(
         ),
     ] = None,
     projection_dim: Annotated[int | None, setting(GallerySettings, "projection_dim", none_is="0", min=0, metavar="N")] = None,
+    projection: Annotated[str | None, setting(GallerySettings, "projection")] = None,
     whitening: Annotated[float | None, setting(GallerySettings, "whitening")] = None,
     weights: Weights = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="leave out images that cannot be read instead of refusing the gallery")
+    ] = False,
     batch_size: Annotated[int | None, setting(GallerySettings, "batch_size")] = None,
     threads: Annotated[int | None, setting(GallerySettings, "threads")] = None,
     config: Config = None,
@@ -54,6 +58,7 @@ def build(
         config,
         network=network,
         projection_dim=projection_dim or None,
+        projection=projection,
         whitening=whitening,
         batch_size=batch_size,
         threads=threads,
@@ -68,7 +73,53 @@ def build(
 
     from asymvpr_core.gallery.build import build_gallery
 
-    build_gallery(dataset, settings, out, projection_from=projection_from, weights=weights, progress=terminal_progress())
+    build_gallery(
+        dataset,
+        settings,
+        out,
+        projection_from=projection_from,
+        weights=weights,
+        skip_unreadable=skip_unreadable,
+        progress=terminal_progress(),
+    )
+    _print_summary(out)
+
+
+@app.command()
+def project(
+    gallery: GalleryFolder,
+    out: Annotated[Path, out_option("the smaller gallery")],
+    dim: Annotated[int, typer.Option(min=1, help="dimension of the smaller descriptors", metavar="N")] = 512,
+    projection: Annotated[str | None, setting(GallerySettings, "projection")] = None,
+    whitening: Annotated[float | None, setting(GallerySettings, "whitening")] = None,
+    projection_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="gallery made by this command whose projection is re-used: one query model then serves both",
+            metavar="GALLERY",
+            show_default=False,
+        ),
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Write a gallery of smaller descriptors, from the stored ones: no image is read again.
+
+    The query model for it is exported with --projection-from, from a run that was trained against the large gallery.
+
+    \b
+    Examples
+      asymvpr gallery project map --dim 512 --out map_512
+      asymvpr export run --projection-from map_512 --out model_512
+    """
+    settings = make_settings(GallerySettings, config, projection=projection, whitening=whitening)
+
+    from asymvpr_core.manifest import read_manifest
+
+    read_manifest(gallery, "gallery")  # before torch is imported: a wrong path answers at once
+
+    from asymvpr_core.gallery.project import project_gallery
+
+    project_gallery(gallery, dim, settings, out, projection_from=projection_from)
     _print_summary(out)
 
 
@@ -106,9 +157,20 @@ def _print_summary(path: Path) -> None:
         "descriptors": f"{identity.dimension}-D {gallery.descriptors.dtype}",
         "projection": "none" if identity.projection_sha256 is None else identity.projection_sha256[:12],
         "pair": identity.pair_id,
+        "weights": _weights(identity.weights_sha256, manifest.details.get("weights")),
+        "skipped": f"{len(manifest.details.get('skipped_images', {}))} unreadable images",
         "source": manifest.inputs.get("source", "unknown"),
         "size": f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:.1f} MB in {len(manifest.files)} files",
         "created": f"{manifest.created} by asymvpr {manifest.asymvpr_version}",
     }
     for name, value in rows.items():
         typer.echo(f"{name:12} {value}")
+
+
+def _weights(sha256: str, details: dict[str, Any] | None) -> str:
+    """Checksum of the weights file, and what was not taken from it as it is."""
+    if not details:
+        return sha256[:12]
+    reasons = dict.fromkeys(details["ignored"].values())
+    ignored = [f"{sum(why == reason for why in details['ignored'].values())} tensors ignored: {reason}" for reason in reasons]
+    return "; ".join([f"{sha256[:12]}, {details['tensors']} tensors", *ignored, *details["notes"]])

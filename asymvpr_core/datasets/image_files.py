@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asymvpr_core.errors import ImageError
-from asymvpr_core.preprocess import decode_image
+from asymvpr_core.image_decoding import decode_image, read_image_file
 from asymvpr_core.types import ImageRecord
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -21,12 +20,7 @@ def read_encoded_files(root: Path, records: Sequence[ImageRecord], indices: Sequ
         ImageError: a file that is missing or cannot be read.
     """
     for index in indices:
-        path = root / records[index].name
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"image {path} cannot be read: {error.strerror}", remedy="check the path") from error
-        yield index, data
+        yield index, read_image_file(root / records[index].name)
 
 
 def read_image_files(root: Path, records: Sequence[ImageRecord], indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:

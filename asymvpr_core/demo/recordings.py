@@ -18,7 +18,7 @@ from asymvpr_core.datasets.source import open_source
 from asymvpr_core.demo.record import GROUND_TRUTH_TOPIC, IMAGE_TOPIC, SETTINGS_FILE, render_demo_bags
 from asymvpr_core.demo.town import build_town
 from asymvpr_core.errors import DatasetError
-from asymvpr_core.preprocess import decode_image
+from asymvpr_core.image_decoding import decode_image
 from asymvpr_core.progress import Progress, silent
 
 _MAPPING_NAMES = ("mapping", "database", "gallery", "reference")

@@ -149,7 +149,7 @@ def _recordings(out: Path, source: Path | None, settings: DemoSettings, progress
 
 def _model(name: str, training: TrainSettings, gallery: Path, out: Path, clock: _Clock, progress: Progress) -> Path:
     run = clock.once(out / f"run_{name}", lambda path: train(gallery, training, path, progress=progress))
-    return clock.once(out / f"model_{name}", lambda path: export_model(run, path, ExportSettings(), progress))
+    return clock.once(out / f"model_{name}", lambda path: export_model(run, path, ExportSettings(), progress=progress))
 
 
 def _evaluate(

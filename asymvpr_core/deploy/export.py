@@ -12,12 +12,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch import nn
 
 from asymvpr_core.config import ExportSettings
 from asymvpr_core.deploy.runtime import MODEL
-from asymvpr_core.errors import DeployError, ImageError
-from asymvpr_core.gallery.store import Gallery
-from asymvpr_core.manifest import Manifest, new_folder, read_manifest, verify_files, write_manifest
+from asymvpr_core.errors import ArtefactError, DeployError, ImageError
+from asymvpr_core.gallery.store import PROJECTION, Gallery
+from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, new_folder, read_manifest, verify_files, write_manifest
+from asymvpr_core.networks.projection import ProjectedNetwork, Projection
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.networks.registry import network_spec
 from asymvpr_core.preprocess import Preprocess
@@ -26,14 +28,21 @@ from asymvpr_core.progress import Progress, silent
 WEIGHTS = "weights.safetensors"
 
 
-def export_model(run_path: Path, out: Path, settings: ExportSettings, progress: Progress = silent) -> Path:
+def export_model(
+    run_path: Path, out: Path, settings: ExportSettings, *, projection_from: Path | None = None, progress: Progress = silent
+) -> Path:
     """Export the best weights of a training run to the query model `out`; returns `out`.
+
+    Args:
+        projection_from: a gallery that was projected from the one the run was trained against; its
+            projection becomes the last part of the model, which then belongs to that gallery.
 
     Parity with torch is measured on real images of the run's gallery where they can be read, and
     on seeded noise otherwise; the manifest says which, and the smallest cosine.
 
     Raises:
-        ArtefactError: the run is missing or damaged, or `out` exists or cannot be written.
+        ArtefactError: the run is missing or damaged, `out` exists or cannot be written, or
+            `projection_from` was not projected from the run's gallery.
         DeployError: the exported model differs from the torch model by more than allowed.
     """
     run_path, out = Path(run_path), Path(out)
@@ -43,12 +52,17 @@ def export_model(run_path: Path, out: Path, settings: ExportSettings, progress: 
     network = QueryNetwork(spec, run.gallery_network.dimension)
     network.load(run_path / WEIGHTS)
     network.eval()
+    identity = run.gallery_network
+    module: nn.Module = network
+    if projection_from is not None:
+        identity, projection = _projection_of(Path(projection_from), run, run_path)
+        module = ProjectedNetwork(network, projection).eval()
     preprocess = Preprocess.model_validate(run.details["preprocess"])
     with new_folder(out) as staging:
         for opset in progress((settings.opset,), "export to ONNX", 1):
-            _to_onnx(network, preprocess, staging / MODEL, opset)
+            _to_onnx(module, preprocess, staging / MODEL, opset)
         inputs, source = _parity_inputs(run, preprocess, settings.parity_images)
-        parity = _parity(network, staging / MODEL, inputs, progress)
+        parity = _parity(module, staging / MODEL, inputs, progress)
         if parity < settings.min_cosine:
             raise DeployError(
                 f"the exported model of {run_path} has cosine {parity:.6f} to the torch model",
@@ -56,7 +70,7 @@ def export_model(run_path: Path, out: Path, settings: ExportSettings, progress: 
                 remedy="report the versions of torch and onnxruntime as a bug",
             )
         write_manifest(
-            staging, "model", run.gallery_network,
+            staging, "model", identity,
             settings=settings.model_dump(mode="json"),
             inputs={"run": str(run_path.resolve()), "weights_sha256": run.files[WEIGHTS].sha256},
             versions={
@@ -72,7 +86,21 @@ def export_model(run_path: Path, out: Path, settings: ExportSettings, progress: 
     return out
 
 
-def _to_onnx(network: QueryNetwork, preprocess: Preprocess, path: Path, opset: int) -> None:
+def _projection_of(gallery: Path, run: Manifest, run_path: Path) -> tuple[GalleryNetworkIdentity, Projection]:
+    """Identity and projection of a gallery that was projected from the run's own."""
+    manifest = read_manifest(gallery, "gallery")
+    origin = manifest.details.get("projected_from")
+    if not isinstance(origin, dict) or origin.get("pair") != run.gallery_network.pair_id:
+        raise ArtefactError(
+            f"gallery {gallery} was not projected from the gallery that {run_path} was trained against",
+            expected=f"one that 'asymvpr gallery project' made of a gallery of pair {run.gallery_network.pair_id}",
+            remedy="project that gallery, or leave --projection-from out",
+        )
+    verify_files(gallery, manifest, [PROJECTION])
+    return manifest.gallery_network, Projection.load(gallery / PROJECTION)
+
+
+def _to_onnx(network: nn.Module, preprocess: Preprocess, path: Path, opset: int) -> None:
     example = torch.zeros(2, 3, preprocess.height, preprocess.width)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
@@ -98,7 +126,7 @@ def _parity_inputs(run: Manifest, preprocess: Preprocess, count: int) -> tuple[n
     return np.stack([preprocess(image) for image in noise]), "noise"
 
 
-def _parity(network: QueryNetwork, path: Path, inputs: np.ndarray, progress: Progress) -> float:
+def _parity(network: nn.Module, path: Path, inputs: np.ndarray, progress: Progress) -> float:
     """Smallest cosine between torch and onnxruntime, one image at a time as the robot runs it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # torch's threads are in this process too, and the two pools would wait for each other

@@ -77,6 +77,8 @@ def _check_fit(path: Path, manifest: Manifest, session: onnxruntime.InferenceSes
         preprocess = Preprocess.model_validate(manifest.details.get("preprocess"))
     except ValidationError as error:
         raise ArtefactError(f"the manifest of model {path} holds no pre-processing", remedy=remedy) from error
+    if not preprocess.is_static:
+        raise ArtefactError(f"the manifest of model {path} has pre-processing of fit '{preprocess.fit}'", expected="squash", remedy=remedy)
     dimension = manifest.gallery_network.dimension
     found = [(node.name, list(node.shape[1:])) for node in (*session.get_inputs(), *session.get_outputs())]
     expected = [("image", [3, preprocess.height, preprocess.width]), ("descriptor", [dimension])]

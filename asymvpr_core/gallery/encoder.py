@@ -15,8 +15,8 @@ from asymvpr_core.errors import ArtefactError
 from asymvpr_core.gallery.store import PROJECTION, Gallery
 from asymvpr_core.manifest import verify_files
 from asymvpr_core.networks.cpu import prepare_cpu
+from asymvpr_core.networks.loading import LoadedNetwork, load_network
 from asymvpr_core.networks.projection import Projection
-from asymvpr_core.networks.registry import LoadedNetwork, load_network
 from asymvpr_core.preprocess import Preprocess
 
 

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from asymvpr_core.errors import ArtefactError
+from asymvpr_core.image_decoding import read_image
 from asymvpr_core.manifest import Manifest, read_manifest, verify_files
-from asymvpr_core.preprocess import read_image
 from asymvpr_core.types import IDENTITY_QUATERNION, Keyframe, Pose
 
 DESCRIPTORS, KEYFRAMES, INDEX, PROJECTION, IMAGES = "descriptors.npy", "keyframes.csv", "index.faiss", "projection.npz", "images"

