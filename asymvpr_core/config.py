@@ -76,7 +76,7 @@ class GallerySettings(ProjectionSettings):
 
     network: str = Field("efficientnet_lite2_gem", description="name of the gallery network")
     batch_size: int = Field(16, ge=1, description="images per forward pass")
-    chunk_size: int = Field(128, ge=1, description="images per resumable chunk: a kill loses at most one")
+    chunk_size: int = Field(64, ge=1, description="images per resumable chunk: a kill loses at most one")
     projection_dim: int | Literal["auto"] | None = Field(
         "auto", description="dimension after the projection; auto: the network's own default; None: no projection"
     )

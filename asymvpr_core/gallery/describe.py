@@ -22,6 +22,8 @@ from asymvpr_core.preprocess import Preprocess
 from asymvpr_core.progress import Progress
 from asymvpr_core.resumable import save_piece
 
+Item = tuple[int, np.ndarray | ImageError]
+
 _SHOWN = 5  # unreadable images in an error message
 
 
@@ -51,8 +53,8 @@ def describe(source: Dataset, settings: GallerySettings, network: LoadedNetwork,
     chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
     done = {chunk.start for chunk in chunks if _is_done(_path(work, chunk))}
     todo = [index for chunk in chunks if chunk.start not in done for index in chunk]
-    items = progress(_encoded(source, todo), f"describe with {settings.network}", count, count - len(todo))
-    inputs = _prefetched(_prepared(source, items, network.spec.preprocess, work), settings.batch_size)
+    prepared = _prefetched(_prepared(source, todo, network.spec.preprocess, work), settings.batch_size)
+    inputs = progress(prepared, f"describe with {settings.network}", count, count - len(todo))
     for chunk in chunks:
         if chunk.start not in done:
             _describe_chunk(islice(inputs, len(chunk)), chunk, source, network, settings.batch_size, _path(work, chunk))
@@ -90,27 +92,25 @@ def _encoded(source: Dataset, todo: list[int]) -> Iterator[tuple[int, bytes | Im
             at += 1
 
 
-def _prepared(
-    source: Dataset, items: Iterator[tuple[int, bytes | ImageError]], preprocess: Preprocess, work: Path
-) -> Generator[np.ndarray | ImageError, None, None]:
-    """The network's inputs `(3, H, W)` in order; an error in the place of an image that cannot be read."""
-    for index, data in items:
+def _prepared(source: Dataset, todo: list[int], preprocess: Preprocess, work: Path) -> Generator[Item, None, None]:
+    """(index, the network's input `(3, H, W)`, or why the image cannot be read), in order."""
+    for index, data in _encoded(source, todo):
         name = source.records[index].name
         try:
             if isinstance(data, ImageError):
                 raise data
             image = preprocess(decode_image(data, name))
         except ImageError as error:
-            yield error
+            yield index, error
             continue
         if source.layout == "bag":
             path = work / IMAGES / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        yield image
+        yield index, image
 
 
-def _prefetched(inputs: Generator[np.ndarray | ImageError, None, None], ahead: int) -> Iterator[np.ndarray | ImageError]:
+def _prefetched(inputs: Generator[Item, None, None], ahead: int) -> Iterator[Item]:
     """The same items, read by a thread that is up to two batches of `ahead` in front, so that the network does not wait for the disk."""
     with ThreadPoolExecutor(1, thread_name_prefix="read_images") as reader:
         try:
@@ -122,14 +122,12 @@ def _prefetched(inputs: Generator[np.ndarray | ImageError, None, None], ahead: i
             reader.submit(inputs.close)  # by the thread that opened what it reads: SQLite insists on that
 
 
-def _describe_chunk(
-    inputs: Iterator[np.ndarray | ImageError], chunk: range, source: Dataset, network: LoadedNetwork, batch_size: int, path: Path
-) -> None:
+def _describe_chunk(inputs: Iterator[Item], chunk: range, source: Dataset, network: LoadedNetwork, batch_size: int, path: Path) -> None:
     features: list[np.ndarray] = []
     kept: list[int] = []
     errors: dict[str, str] = {}
     waiting: list[np.ndarray] = []
-    for index, item in zip(chunk, inputs, strict=True):
+    for index, item in inputs:
         if isinstance(item, ImageError):
             errors[str(index)] = str(item)
             continue

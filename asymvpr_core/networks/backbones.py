@@ -128,7 +128,9 @@ def _stages(model: str, height: int, width: int) -> list[Stage]:
             remedy="choose another backbone, or an input size that it takes",
         ) from error
     info = net.feature_info
-    shapes = [tuple(m.shape[1:] if m.shape[1] == c else m.permute(0, 3, 1, 2).shape[1:]) for m, c in zip(maps, info.channels(), strict=True)]
+    shapes = [
+        tuple(m.shape[1:] if m.shape[1] == c else m.permute(0, 3, 1, 2).shape[1:]) for m, c in zip(maps, info.channels(), strict=True)
+    ]
     # A plain vision transformer offers its last three blocks only: the position in the list is not the index.
     return [Stage(int(i), int(r), *shape, options) for i, r, shape in zip(info.out_indices, info.reduction(), shapes, strict=True)]
 
