@@ -47,6 +47,8 @@ EXTRAS = {
         "pyproj",
         "scipy",
     ],
+    # galleries on many machines
+    "ray": ["ray[data]"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 # By this name colcon finds out that the tests are pytest's.

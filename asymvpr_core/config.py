@@ -91,6 +91,15 @@ class GallerySettings(ProjectionSettings):
         return value
 
 
+class EngineSettings(Settings):
+    """Where a gallery's images are described; the result does not depend on it."""
+
+    engine: Literal["local", "ray"] = Field("local", description="this process, or the workers of a Ray cluster")
+    address: str | None = Field(None, description="address of a Ray cluster; None: a cluster on this machine")
+    workers: int | None = Field(None, ge=1, description="Ray workers; None: as many as the cluster has cores for")
+    local_cpus: int | None = Field(None, ge=1, description="cores of a cluster on this machine; None: all")
+
+
 class CellSettings(Settings):
     """Places of a dataset without place ids: cells of position and heading."""
 
@@ -188,6 +197,7 @@ class EvaluationSettings(Settings):
 SECTIONS: dict[str, type[Settings]] = {
     "source": SourceSettings,
     "gallery": GallerySettings,
+    "engine": EngineSettings,
     "train": TrainSettings,
     "export": ExportSettings,
     "runtime": RuntimeSettings,

@@ -22,6 +22,7 @@ _EXTRAS = {
     "onnx": "train",
     "onnxscript": "train",
     "pyproj": "report",
+    "ray": "ray",
     "safetensors": "train",
     "scipy": "report",
     "tensorboard": "train",

@@ -9,7 +9,7 @@ import typer
 
 from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import GallerySettings, SourceSettings, make_settings
+from asymvpr_core.config import EngineSettings, GallerySettings, SourceSettings, make_settings
 
 app = typer.Typer(help="Build a gallery, look at one, check one.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -39,6 +39,9 @@ def build(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="leave out images that cannot be read instead of refusing the gallery")
     ] = False,
+    engine: Annotated[str | None, setting(EngineSettings, "engine")] = None,
+    ray_address: Annotated[str | None, setting(EngineSettings, "address", "--ray-address")] = None,
+    ray_workers: Annotated[int | None, setting(EngineSettings, "workers", "--ray-workers")] = None,
     batch_size: Annotated[int | None, setting(GallerySettings, "batch_size")] = None,
     threads: Annotated[int | None, setting(GallerySettings, "threads")] = None,
     config: Config = None,
@@ -52,6 +55,7 @@ def build(
       asymvpr gallery build images/database --out map
       asymvpr gallery build mapping_bag --pose-topic /odom --out map
       asymvpr gallery build site2_bag --trajectory slam.tum --projection-from map --out map2
+      asymvpr gallery build images/database --engine ray --ray-address auto --out map
     """
     settings = make_settings(
         GallerySettings,
@@ -65,6 +69,7 @@ def build(
     )
     if projection_dim == 0:
         settings = settings.model_copy(update={"projection_dim": None})
+    engine_settings = make_settings(EngineSettings, config, engine=engine, address=ray_address, workers=ray_workers)
     source_settings = make_settings(SourceSettings, config, image_topic=image_topic, pose_topic=pose_topic, trajectory_file=trajectory)
 
     from asymvpr_core.datasets.source import open_source
@@ -74,14 +79,9 @@ def build(
     from asymvpr_core.gallery.build import build_gallery
 
     build_gallery(
-        dataset,
-        settings,
-        out,
-        projection_from=projection_from,
-        weights=weights,
-        skip_unreadable=skip_unreadable,
-        progress=terminal_progress(),
-    )
+        dataset, settings, out, projection_from=projection_from, weights=weights, skip_unreadable=skip_unreadable,
+        engine=engine_settings, progress=terminal_progress(),
+    )  # fmt: skip
     _print_summary(out)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import timm
 import torch
 
-from asymvpr_core.config import GallerySettings
+from asymvpr_core.config import EngineSettings, GallerySettings
 from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.errors import ArtefactError, GalleryError
 from asymvpr_core.gallery.describe import Description, describe, report_unreadable
@@ -35,6 +35,7 @@ def build_gallery(
     projection_from: Path | None = None,
     weights: Path | None = None,
     skip_unreadable: bool = False,
+    engine: EngineSettings | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Describe all images of `source` and write the gallery `out`; returns `out`.
@@ -48,6 +49,7 @@ def build_gallery(
         weights: a weights file instead of the released one.
         skip_unreadable: leave out images that cannot be read. Otherwise all images are described,
             the unreadable ones are reported, and no gallery is written; the work is kept.
+        engine: where the images are described; None: in this process.
 
     Raises:
         GalleryError: no images, descriptors that are not finite, or unreadable images.
@@ -62,7 +64,7 @@ def build_gallery(
     borrowed = None if projection_from is None else _borrow_projection(Path(projection_from), network)
 
     def build(work: Path, staging: Path) -> None:
-        described = describe(source, settings, network, work, progress)
+        described = _describe(source, settings, engine or EngineSettings(), network, weights, work, progress)
         report_unreadable(described, len(source.records), skip_unreadable)
         _write(staging, source, settings, network, described, borrowed)
         if source.layout == "bag":
@@ -70,6 +72,17 @@ def build_gallery(
         _write_manifest(staging, source, settings, network, described)
 
     return build_resumably(out, _fingerprint(source, settings, network, borrowed), build)
+
+
+def _describe(
+    source: Dataset, settings: GallerySettings, engine: EngineSettings, network: LoadedNetwork, weights: Path | None, work: Path,
+    progress: Progress,
+) -> Description:  # fmt: skip
+    if engine.engine == "local":
+        return describe(source, settings, network, work, progress)
+    from asymvpr_core.gallery.distributed import describe_on_ray  # needs an optional package
+
+    return describe_on_ray(source, settings, engine, network, weights, work, progress)
 
 
 def link_or_copy(source: str, target: str) -> None:

@@ -48,17 +48,14 @@ def describe(source: Dataset, settings: GallerySettings, network: LoadedNetwork,
     Raises:
         GalleryError: descriptors that are not finite.
     """
-    count, size = len(source.records), settings.chunk_size
-    (work / "chunks").mkdir(exist_ok=True)
-    chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
-    done = {chunk.start for chunk in chunks if _is_done(_path(work, chunk))}
-    todo = [index for chunk in chunks if chunk.start not in done for index in chunk]
-    prepared = _prefetched(_prepared(source, todo, network.spec.preprocess, work), settings.batch_size)
+    count = len(source.records)
+    chunks = missing_chunks(source, settings, work)
+    todo = [index for chunk in chunks for index in chunk]
+    prepared = _prefetched(prepared_inputs(source, todo, network.spec.preprocess, work), settings.batch_size)
     inputs = progress(prepared, f"describe with {settings.network}", count, count - len(todo))
     for chunk in chunks:
-        if chunk.start not in done:
-            _describe_chunk(islice(inputs, len(chunk)), chunk, source, network, settings.batch_size, _path(work, chunk))
-    return _collect(source, [(chunk, _path(work, chunk)) for chunk in chunks], work)
+        save_chunk(work, chunk, describe_chunk(islice(inputs, len(chunk)), source, network, settings.batch_size))
+    return collect(source, settings, work)
 
 
 def report_unreadable(described: Description, count: int, skip: bool) -> None:
@@ -92,7 +89,7 @@ def _encoded(source: Dataset, todo: list[int]) -> Iterator[tuple[int, bytes | Im
             at += 1
 
 
-def _prepared(source: Dataset, todo: list[int], preprocess: Preprocess, work: Path) -> Generator[Item, None, None]:
+def prepared_inputs(source: Dataset, todo: list[int], preprocess: Preprocess, work: Path) -> Generator[Item, None, None]:
     """(index, the network's input `(3, H, W)`, or why the image cannot be read), in order."""
     for index, data in _encoded(source, todo):
         name = source.records[index].name
@@ -122,14 +119,28 @@ def _prefetched(inputs: Generator[Item, None, None], ahead: int) -> Iterator[Ite
             reader.submit(inputs.close)  # by the thread that opened what it reads: SQLite insists on that
 
 
-def _describe_chunk(inputs: Iterator[Item], chunk: range, source: Dataset, network: LoadedNetwork, batch_size: int, path: Path) -> None:
+@dataclass(frozen=True)
+class ChunkResult:
+    """Features (n, C) float32 of the images `kept` (indices in the dataset), and why others could not be read, by index."""
+
+    features: np.ndarray
+    kept: list[int]
+    errors: dict[int, str]
+
+
+def describe_chunk(inputs: Iterator[Item], source: Dataset, network: LoadedNetwork, batch_size: int) -> ChunkResult:
+    """Describe a chunk; the same images in the same batches, and so the same bits, whichever process does it.
+
+    Raises:
+        GalleryError: descriptors that are not finite.
+    """
     features: list[np.ndarray] = []
     kept: list[int] = []
-    errors: dict[str, str] = {}
+    errors: dict[int, str] = {}
     waiting: list[np.ndarray] = []
     for index, item in inputs:
         if isinstance(item, ImageError):
-            errors[str(index)] = str(item)
+            errors[index] = str(item)
             continue
         if waiting and (len(waiting) == batch_size or waiting[0].shape != item.shape):  # pictures of one size make a batch
             features.append(_forward(network, waiting, source.records[kept[-1]].name))
@@ -139,9 +150,7 @@ def _describe_chunk(inputs: Iterator[Item], chunk: range, source: Dataset, netwo
     if waiting:
         features.append(_forward(network, waiting, source.records[kept[-1]].name))
     rows = np.concatenate(features) if features else np.empty((0, network.spec.dimension), np.float32)
-    # The names of unreadable images first: features without them would pass for a whole chunk.
-    save_piece(path.with_suffix(".json"), lambda file: file.write(json.dumps({"kept": kept, "errors": errors}).encode()))
-    save_piece(path, lambda file: np.save(file, rows, allow_pickle=False))
+    return ChunkResult(rows, kept, errors)
 
 
 def _forward(network: LoadedNetwork, inputs: list[np.ndarray], name: str) -> np.ndarray:
@@ -152,33 +161,55 @@ def _forward(network: LoadedNetwork, inputs: list[np.ndarray], name: str) -> np.
     return features
 
 
+def all_chunks(source: Dataset, settings: GallerySettings) -> list[range]:
+    """Indices of the images of every chunk."""
+    count, size = len(source.records), settings.chunk_size
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def missing_chunks(source: Dataset, settings: GallerySettings, work: Path) -> list[range]:
+    """The chunks that are not in `work` yet, or are there without an image that could not be read."""
+    (work / "chunks").mkdir(exist_ok=True)
+    return [chunk for chunk in all_chunks(source, settings) if not _is_done(_path(work, chunk))]
+
+
+def save_chunk(work: Path, chunk: range, result: ChunkResult) -> None:
+    """Write a chunk so that it exists only when it is whole."""
+    path = _path(work, chunk)
+    # The record first: features without it would pass for a chunk that has every image.
+    record = {"kept": result.kept, "errors": {str(index): reason for index, reason in result.errors.items()}}
+    save_piece(path.with_suffix(".json"), lambda file: file.write(json.dumps(record).encode()))
+    save_piece(path, lambda file: np.save(file, result.features, allow_pickle=False))
+
+
+def collect(source: Dataset, settings: GallerySettings, work: Path) -> Description:
+    """All chunks as one memory-mapped array; no more than a chunk is in memory."""
+    paths = [_path(work, chunk) for chunk in all_chunks(source, settings)]
+    kept: list[int] = []
+    unreadable: dict[str, str] = {}
+    for path in paths:
+        record = _record(path)
+        kept += [int(index) for index in record["kept"]]
+        unreadable |= {source.records[int(index)].name: reason for index, reason in record["errors"].items()}
+    width = np.load(paths[0], mmap_mode="r", allow_pickle=False).shape[1]
+    if not kept:
+        return Description(np.empty((0, width), np.float32), kept, unreadable)
+    features = np.lib.format.open_memmap(work / "features.npy", mode="w+", dtype=np.float32, shape=(len(kept), width))
+    row = 0
+    for path in paths:
+        block = np.load(path, allow_pickle=False)
+        features[row : row + len(block)] = block
+        row += len(block)
+    return Description(features, kept, unreadable)
+
+
 def _path(work: Path, chunk: range) -> Path:
     return work / "chunks" / f"{chunk.start:09d}.npy"
 
 
 def _is_done(path: Path) -> bool:
-    return path.exists() and not _bookkeeping(path)["errors"]
+    return path.exists() and not _record(path)["errors"]
 
 
-def _bookkeeping(path: Path) -> dict[str, dict[str, str]]:
+def _record(path: Path) -> dict[str, dict[str, str]]:
     return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-
-
-def _collect(source: Dataset, chunks: list[tuple[range, Path]], work: Path) -> Description:
-    """All chunks as one memory-mapped array; no more than a chunk is in memory."""
-    kept: list[int] = []
-    unreadable: dict[str, str] = {}
-    for _, path in chunks:
-        record = _bookkeeping(path)
-        kept += [int(index) for index in record["kept"]]
-        unreadable |= {source.records[int(index)].name: reason for index, reason in record["errors"].items()}
-    width = np.load(chunks[0][1], mmap_mode="r", allow_pickle=False).shape[1]
-    if not kept:
-        return Description(np.empty((0, width), np.float32), kept, unreadable)
-    features = np.lib.format.open_memmap(work / "features.npy", mode="w+", dtype=np.float32, shape=(len(kept), width))
-    row = 0
-    for _, path in chunks:
-        block = np.load(path, allow_pickle=False)
-        features[row : row + len(block)] = block
-        row += len(block)
-    return Description(features, kept, unreadable)
