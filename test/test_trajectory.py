@@ -177,7 +177,7 @@ def test_positives_include_the_radius_ignore_height_and_may_be_none():
     query = [ImageRecord("q", Pose((0.0, 0.0, 50.0))), ImageRecord("far", Pose((500.0, 0.0, 0.0)))]
     assert [p.tolist() for p in find_positives(query, gallery, 25.0)] == [[0, 1], []]
     assert [p.tolist() for p in find_positives(query, [], 25.0)] == [[], []]
-    assert find_positives([], gallery, 25.0) == []
+    assert list(find_positives([], gallery, 25.0)) == []
 
 
 def test_positives_need_positions_and_for_a_yaw_limit_headings():
