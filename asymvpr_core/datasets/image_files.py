@@ -1,17 +1,75 @@
-"""Reading the images of a dataset that are files below its root."""
+"""The images of a dataset that are files below its root: finding and reading them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
-from asymvpr_core.errors import ImageError
+from asymvpr_core.errors import DatasetError, ImageError
 from asymvpr_core.preprocess import decode_image
 from asymvpr_core.types import ImageRecord
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def image_names(root: Path) -> list[str]:
+    """Paths, relative to `root` and sorted, of all images below it; hidden files and folders are left out.
+
+    Raises:
+        DatasetError: a folder that cannot be read, or names that are not UTF-8.
+    """
+    names = []
+    for folder, folders, files in os.walk(root, onerror=_unreadable, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = "" if Path(folder) == Path(root) else Path(folder).relative_to(root).as_posix() + "/"
+        names += [below + name for name in files if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)]
+    undecodable = [name for name in names if any("\ud800" <= character <= "\udfff" for character in name)]
+    if undecodable:
+        raise DatasetError(
+            f"{len(undecodable)} of {len(names)} images in {root} have names that are not UTF-8, the first {undecodable[0]!a}",
+            expected="names in UTF-8",
+            remedy="rename them",
+        )
+    return sorted(names)
+
+
+def existing_files(root: Path, names: Sequence[str]) -> set[str]:
+    """Those of the names that are files below `root`; lists each folder once, as asking for every file takes minutes on a network disk."""
+    wanted: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        wanted.setdefault(folder, []).append(file)
+    there = set()
+    for folder, files in wanted.items():
+        try:
+            with os.scandir(root / folder) as entries:
+                found = {entry.name for entry in entries if entry.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            _unreadable(error)
+        there |= {f"{folder}/{file}" if folder else file for file in files if file in found}
+    return there
+
+
+def check_missing(missing: Sequence[str], n_listed: int, index: str, root: Path, allow_missing: bool) -> None:
+    """Refuse listed images that are absent; all of them even where absent ones are allowed.
+
+    Raises:
+        DatasetError: naming the first five.
+    """
+    if not missing or (allow_missing and len(missing) < n_listed):
+        return
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    raise DatasetError(
+        f"{len(missing)} of {n_listed} images of {index} are absent: {', '.join(missing[:5])}{more}",
+        expected=f"them below {root}",
+        remedy="correct the paths or copy the images",
+    )
 
 
 def read_encoded_files(root: Path, records: Sequence[ImageRecord], indices: Sequence[int]) -> Iterator[tuple[int, bytes]]:
@@ -37,3 +95,7 @@ def read_image_files(root: Path, records: Sequence[ImageRecord], indices: Sequen
     """
     for index, data in read_encoded_files(root, records, indices):
         yield index, decode_image(data, str(root / records[index].name))
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise DatasetError(f"folder {error.filename} cannot be read: {error.strerror}", remedy="check its permissions") from error

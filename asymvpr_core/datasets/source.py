@@ -8,7 +8,8 @@ from asymvpr_core.config import SourceSettings
 from asymvpr_core.datasets.bag_dataset import BagDataset
 from asymvpr_core.datasets.bags import is_bag
 from asymvpr_core.datasets.dataset import Dataset
-from asymvpr_core.datasets.folder import NAME_PATTERN, FolderDataset
+from asymvpr_core.datasets.folder import FolderDataset
+from asymvpr_core.datasets.image_names import NAME_PATTERN
 from asymvpr_core.datasets.table import CsvDataset
 from asymvpr_core.errors import DatasetError
 from asymvpr_core.progress import Progress, silent
