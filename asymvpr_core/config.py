@@ -46,6 +46,7 @@ class KeyframeSettings(Settings):
 
     min_distance_m: float = Field(1.0, ge=0.0, description="distance to the last keyframe [m] that makes a new one")
     min_yaw_deg: float = Field(15.0, gt=0.0, le=180.0, description="turn since the last keyframe [deg] that makes a new one")
+    min_interval_s: float | None = Field(None, gt=0.0, description="time since the last keyframe [s] that makes a new one; None: none does")
     max_pose_gap_s: float = Field(0.5, gt=0.0, description="longest gap between poses [s] over which a pose is interpolated")
 
 
@@ -55,7 +56,7 @@ class SourceSettings(Settings):
     image_topic: str | None = Field(None, description="image topic; None: the only one in the bag")
     pose_topic: str | None = Field(
         None,
-        description="topic of Odometry, PoseStamped, PoseWithCovarianceStamped; None: the only one in the bag",
+        description="topic of Odometry, PoseStamped, PoseWithCovarianceStamped or NavSatFix; None: the only one in the bag",
     )
     trajectory_file: Path | None = Field(None, description="TUM trajectory that gives the poses instead of a topic")
     map_frame: str | None = Field(None, description="name of the frame of the poses; None: the topic's header.frame_id")

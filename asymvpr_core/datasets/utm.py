@@ -118,6 +118,11 @@ class UtmFrame:
         return max(1, len({target for target, _ in self.targets.values()}))
 
 
+def area_numbers(xy_m: np.ndarray) -> np.ndarray:
+    """(N,) int64: in which area of its `UtmFrame` each position (N, 2) [m] lies; 0 in every frame that has one area."""
+    return np.round(xy_m[:, 0] / _SHIFT_M).astype(np.int64)
+
+
 def _codes(zones: Sequence[UtmZone]) -> np.ndarray:
     of_zone = {zone: zone.epsg for zone in set(zones)}
     return np.array([of_zone[zone] for zone in zones], dtype=np.int32)

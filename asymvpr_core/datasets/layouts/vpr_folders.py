@@ -54,7 +54,7 @@ def _splits(path: Path) -> dict[str, Path]:
     """The folders with database and queries, by split; "" for `path` itself where its name is none."""
     if _is_split(path):
         return {path.name if path.name in _SPLITS else "": path}
-    found = {}
+    found: dict[str, Path] = {}
     for root in (path, path / "images", path / "processed"):  # SF-XL says processed
         found |= {name: root / name for name in _SPLITS if _is_split(root / name)}
     return found
