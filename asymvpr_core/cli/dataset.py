@@ -66,13 +66,16 @@ def info(
 
 
 @app.command()
-def layouts() -> None:
+def layouts(as_json: Annotated[bool, typer.Option("--json", help="print the list as JSON")] = False) -> None:
     """List the layouts of benchmarks with their versions, and those of single sets of images."""
     from asymvpr_core.datasets.benchmark_source import known_layouts
     from asymvpr_core.datasets.source import SOURCE_LAYOUTS
 
-    for layout in known_layouts():
-        versions = f" (versions: {', '.join(layout.versions)})" if layout.versions else ""
-        typer.echo(f"{layout.name:12} {layout.summary}{versions}")
-    for name, summary in SOURCE_LAYOUTS.items():
-        typer.echo(f"{name:12} one set of images: {summary}")
+    listed = [{"layout": layout.name, "reads": layout.summary, "versions": list(layout.versions)} for layout in known_layouts()]
+    listed += [{"layout": name, "reads": f"one set of images: {summary}", "versions": []} for name, summary in SOURCE_LAYOUTS.items()]
+    if as_json:
+        typer.echo(json.dumps(listed, indent=2))
+        return
+    for row in listed:
+        versions = f" (versions: {', '.join(row['versions'])})" if row["versions"] else ""
+        typer.echo(f"{row['layout']:12} {row['reads']}{versions}")

@@ -26,7 +26,7 @@ def find_positives(
     where `max_yaw_deg` is given, with a heading at most that far from the query's.
 
     Raises:
-        DatasetError: an image without a position, or, where yaw is tested, without a heading.
+        DatasetError: an image without a position, or with one that is not finite; or, where yaw is tested, without a heading.
     """
     if not gallery:
         return Positives(np.zeros(len(query) + 1, np.int64), np.empty(0, np.int32))
@@ -79,7 +79,14 @@ def _positions(records: Sequence[ImageRecord], role: str) -> np.ndarray:
     for record in records:
         if record.pose is None:
             raise DatasetError(f"{role} image {record.name} has no position", remedy="give positions, or leave it out")
-    return np.array([record.pose.position[:2] for record in records if record.pose], dtype=np.float64).reshape(-1, 2)
+    xy = np.array([record.pose.position[:2] for record in records if record.pose], dtype=np.float64).reshape(-1, 2)
+    wrong = ~np.isfinite(xy).all(axis=1)
+    if wrong.any():
+        record, (x, y) = records[int(np.argmax(wrong))], xy[np.argmax(wrong)]
+        raise DatasetError(
+            f"{role} image {record.name} is at ({x:g}, {y:g})", expected="finite metres", remedy="correct it, or leave it out"
+        )
+    return xy
 
 
 def _headings(records: Sequence[ImageRecord], role: str) -> np.ndarray:

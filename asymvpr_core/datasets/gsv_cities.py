@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asymvpr_core.datasets.dataset import FileDataset
 from asymvpr_core.datasets.geographic import geographic_frame, place_records
-from asymvpr_core.datasets.image_files import check_missing, existing_files
+from asymvpr_core.datasets.image_files import only_existing
 from asymvpr_core.errors import DatasetError
 from asymvpr_core.types import ImageRecord
 
@@ -47,11 +47,9 @@ class GsvCitiesDataset(FileDataset):
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise DatasetError(f"the tables of {root} list images twice: {', '.join(twice[:5])}", expected="each image once")
-        there = existing_files(root, names)
-        missing = [name for name in names if name not in there]
-        check_missing(missing, len(names), f"the tables of {root}", root, allow_missing)
-        images = Counter(record.place_id for record in listed if record.name in there)
-        records = [r for r in listed if r.name in there and images[r.place_id] >= min_images_per_place]
+        there, missing = only_existing(root, listed, f"the tables of {root}", allow_missing)
+        images = Counter(record.place_id for record in there)
+        records = [record for record in there if images[record.place_id] >= min_images_per_place]
         if not records:
             raise DatasetError(
                 f"no place of {root} has {min_images_per_place} images", expected="places seen several times",

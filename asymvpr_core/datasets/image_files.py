@@ -37,8 +37,30 @@ def image_names(root: Path) -> list[str]:
     return sorted(names)
 
 
-def existing_files(root: Path, names: Sequence[str]) -> set[str]:
-    """Those of the names that are files below `root`; lists each folder once, as asking for every file takes minutes on a network disk."""
+def only_existing(root: Path, records: Sequence[ImageRecord], index: str, allow_missing: bool) -> tuple[list[ImageRecord], list[str]]:
+    """The records whose files are there, and the names of the others.
+
+    Args:
+        index: what lists the images, for the message.
+        allow_missing: refuse only where all are absent.
+
+    Raises:
+        DatasetError: images are absent; the first five are named.
+    """
+    there = _existing(root, [record.name for record in records])
+    missing = [record.name for record in records if record.name not in there]
+    if missing and not (allow_missing and there):
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DatasetError(
+            f"{len(missing)} of {len(records)} images of {index} are absent: {', '.join(missing[:5])}{more}",
+            expected=f"them below {root}",
+            remedy="correct the paths or copy the images",
+        )
+    return [record for record in records if record.name in there], missing
+
+
+def _existing(root: Path, names: Sequence[str]) -> set[str]:
+    # Lists each folder once: on a network disk asking for every file takes minutes.
     wanted: dict[str, list[str]] = {}
     for name in names:
         folder, _, file = name.rpartition("/")
@@ -54,22 +76,6 @@ def existing_files(root: Path, names: Sequence[str]) -> set[str]:
             _unreadable(error)
         there |= {f"{folder}/{file}" if folder else file for file in files if file in found}
     return there
-
-
-def check_missing(missing: Sequence[str], n_listed: int, index: str, root: Path, allow_missing: bool) -> None:
-    """Refuse listed images that are absent; all of them even where absent ones are allowed.
-
-    Raises:
-        DatasetError: naming the first five.
-    """
-    if not missing or (allow_missing and len(missing) < n_listed):
-        return
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    raise DatasetError(
-        f"{len(missing)} of {n_listed} images of {index} are absent: {', '.join(missing[:5])}{more}",
-        expected=f"them below {root}",
-        remedy="correct the paths or copy the images",
-    )
 
 
 def read_encoded_files(root: Path, records: Sequence[ImageRecord], indices: Sequence[int]) -> Iterator[tuple[int, bytes]]:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from asymvpr_core.datasets.dataset import FileDataset
 from asymvpr_core.datasets.geographic import geographic_frame, place_records
-from asymvpr_core.datasets.image_files import check_missing, existing_files
+from asymvpr_core.datasets.image_files import only_existing
 from asymvpr_core.datasets.trajectory import checked_pose, parse_stamp
 from asymvpr_core.errors import DatasetError
 from asymvpr_core.types import ImageRecord, Pose
@@ -145,7 +145,5 @@ class CsvDataset(FileDataset):
         if len(set(names)) != len(names):
             twice = [name for name, count in Counter(names).items() if count > 1]
             raise DatasetError(f"{self.path} lists images twice: {', '.join(twice[:5])}", expected="each image once")
-        there = existing_files(self.root, names)
-        self.missing = tuple(name for name in names if name not in there)
-        self.records = [record for record in self.records if record.name in there]
-        check_missing(self.missing, len(names), str(self.path), self.root, allow_missing)
+        self.records, missing = only_existing(self.root, self.records, str(self.path), allow_missing)
+        self.missing = tuple(missing)

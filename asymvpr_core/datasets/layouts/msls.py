@@ -11,7 +11,7 @@ import numpy as np
 from asymvpr_core.config import BenchmarkSettings
 from asymvpr_core.datasets.benchmark import DEFAULT_RADIUS_M, Benchmark, Layout, PublishedCounts
 from asymvpr_core.datasets.dataset import FileDataset
-from asymvpr_core.datasets.image_files import check_missing, existing_files
+from asymvpr_core.datasets.image_files import only_existing
 from asymvpr_core.datasets.image_names import NamedImage, frame_of, records_of
 from asymvpr_core.datasets.match_rules import WithinRadius
 from asymvpr_core.datasets.utm import UtmZone
@@ -135,14 +135,10 @@ def _datasets(root: Path, sides: list[list[_Row]], allow_missing: bool) -> list[
     frame = frame_of(placed)
     datasets = []
     for rows in sides:
-        names = [row.name for row in rows]
-        there = existing_files(root, names)
-        missing = [name for name in names if name not in there]
-        check_missing(missing, len(names), f"the tables of {root}", root, allow_missing)
-        kept = [row for row in rows if row.name in there]
-        placed = [row.placed for row in kept if row.placed is not None]
-        records = records_of(placed, frame) if placed else [ImageRecord(row.name) for row in kept]
-        datasets.append(FileDataset(root, NAME, frame.name if placed else "", records, missing))
+        of_side = [row.placed for row in rows if row.placed is not None]
+        records = records_of(of_side, frame) if of_side else [ImageRecord(row.name) for row in rows]
+        there, missing = only_existing(root, records, f"the tables of {root}", allow_missing)
+        datasets.append(FileDataset(root, NAME, frame.name if placed else "", there, missing))
     return datasets
 
 
