@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -48,21 +49,21 @@ def positives_within(
     tree = cKDTree(gallery_xy)
     near = tree.query_ball_point(query_xy, radius_m, return_length=True) if len(query_xy) else np.empty(0, np.int64)
     ends = np.cumsum(near, dtype=np.int64)
-    dtype = np.int32 if len(gallery_xy) < 2**31 else np.int64
-    counts, chunks = np.zeros(len(query_xy), np.int64), [np.empty(0, dtype)]
-    begin = 0
+    counts = near.astype(np.int64)
+    # Filled from the front: what a heading refuses leaves room at the end.
+    indices = np.empty(int(ends[-1]) if len(ends) else 0, np.int32 if len(gallery_xy) < 2**31 else np.int64)
+    begin = filled = 0
     while begin < len(query_xy):
-        before = ends[begin - 1] if begin else 0
+        before = int(ends[begin - 1]) if begin else 0
         end = max(begin + 1, int(np.searchsorted(ends, before + _PAIRS_IN_WORK, side="right")))
         lists = tree.query_ball_point(query_xy[begin:end], radius_m, return_sorted=True)
-        found = np.fromiter((i for row in lists for i in row), dtype, count=int(ends[end - 1] - before))
-        counts[begin:end] = near[begin:end]
+        found = np.fromiter(chain.from_iterable(lists), indices.dtype, count=int(ends[end - 1]) - before)
         if headings is not None:
             query = np.repeat(np.arange(begin, end), near[begin:end])
             found, counts[begin:end] = _facing_alike(query, found, headings, begin, end)
-        chunks.append(found)
-        begin = end
-    return Positives(np.concatenate([[0], np.cumsum(counts)]), np.concatenate(chunks))
+        indices[filled : filled + len(found)] = found
+        begin, filled = end, filled + len(found)
+    return Positives(np.concatenate([[0], np.cumsum(counts)]), indices if filled == len(indices) else indices[:filled].copy())
 
 
 def _facing_alike(
