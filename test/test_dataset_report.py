@@ -143,10 +143,12 @@ def test_names_whose_utm_and_degrees_disagree(tmp_path):
 
 
 def test_positions_over_thousands_of_kilometres(tmp_path):
-    for northing in (0, 5_000_000):
-        write_image(tmp_path / f"@0@{northing}@.jpg")
-    [warning] = describe_dataset(FolderDataset(tmp_path)).warnings
-    assert warning == "images: positions cover 0 km x 5000 km: are easting and northing, or latitude and longitude, swapped?"
+    for i in range(2):
+        write_image(tmp_path / "map" / f"@{2000 * i}@{5_000_000 * i}@.jpg")
+        write_image(tmp_path / "line" / f"@0@{5_000_000 * i}@.jpg")
+    [warning] = describe_dataset(FolderDataset(tmp_path / "map")).warnings
+    assert describe_dataset(FolderDataset(tmp_path / "line")).warnings == ()
+    assert warning == "images: positions cover 2 km x 5000 km: are easting and northing, or latitude and longitude, swapped?"
 
 
 def test_info_on_the_command_line(tmp_path):

@@ -180,7 +180,8 @@ def _side_warnings(side: SideReport) -> list[str]:
         warnings.append(f"{side.role}: {side.duplicates} images are copies of another one, byte for byte")
     if 0 < side.without_position < side.images:
         warnings.append(f"{side.role}: {side.without_position} of {side.images} images have no position")
-    if side.extent_m is not None and max(side.extent_m) > 1_000_000.0:
+    # Stand-in positions on a line (AmsterTime as VPR-datasets-downloader writes it) may be as long as they like.
+    if side.extent_m is not None and max(side.extent_m) > 1_000_000.0 and min(side.extent_m) > 0.0:
         width, height = (f"{metres / 1000:.0f} km" for metres in side.extent_m)
         warnings.append(f"{side.role}: positions cover {width} x {height}: are easting and northing, or latitude and longitude, swapped?")
     return warnings
