@@ -171,6 +171,7 @@ class BenchmarkSettings(Settings):
     radius_m: float | None = Field(None, gt=0.0, description="radius of a correct match [m]; None: the benchmark's own rule")
     max_yaw_deg: float | None = Field(None, gt=0.0, le=180.0, description="largest yaw difference [deg] of a correct match; None: any")
     allow_missing: bool = Field(False, description="leave out images that are listed and absent, and report them, instead of refusing")
+    source: SourceSettings = SourceSettings()  # of the two bags, where its sides are bags
 
 
 class EvaluationSettings(Settings):

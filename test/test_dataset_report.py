@@ -172,6 +172,11 @@ def test_info_of_a_bag(tmp_path):
     assert code == 0
     assert "layout bag" in text and "in frame map" in text and "duplicates" not in text
     assert "has 2 pose topics" in refused("dataset", "info", tmp_path / "bag")
+    for side in ("database", "queries"):
+        drive(tmp_path / "two" / side)
+    code, text, _ = run("dataset", "info", tmp_path / "two", "--pose-topic", "/ground_truth/pose", "--radius-m", "1.5")
+    # Keyframes a metre apart at 0, 1, 2 and 3 m.
+    assert code == 0 and "layout two_sources" in text and "10 in all; a query has 2.50 on average, 2 to 3" in text
 
 
 def test_info_refuses_in_one_line(tmp_path):

@@ -40,6 +40,7 @@ def info(
       asymvpr dataset info mapillary_sls --version 11k
       asymvpr dataset info mapping_bag --pose-topic /odom --json
     """
+    source = make_settings(SourceSettings, config, image_topic=image_topic, pose_topic=pose_topic, trajectory_file=trajectory)
     settings = make_settings(
         BenchmarkSettings,
         config,
@@ -49,8 +50,8 @@ def info(
         radius_m=radius_m,
         max_yaw_deg=max_yaw_deg,
         allow_missing=True,
+        source=source,
     )
-    source = make_settings(SourceSettings, config, image_topic=image_topic, pose_topic=pose_topic, trajectory_file=trajectory)
 
     from asymvpr_core.datasets.benchmark_source import open_benchmark, recognised_layouts
     from asymvpr_core.datasets.dataset_report import describe_benchmark, describe_dataset

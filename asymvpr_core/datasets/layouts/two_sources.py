@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asymvpr_core.config import BenchmarkSettings, SourceSettings
+from asymvpr_core.config import BenchmarkSettings
 from asymvpr_core.datasets.bag_dataset import BagDataset
 from asymvpr_core.datasets.bags import is_bag
 from asymvpr_core.datasets.benchmark import Benchmark, Layout, radius_rule, refuse_settings
@@ -33,7 +33,7 @@ def open_two_sources(path: Path, settings: BenchmarkSettings) -> Benchmark:
         database, queries = (CsvDataset(path / f"{side}.csv", settings.allow_missing) for side in _SIDES)
         return pair(database, queries, settings, path.absolute().name)
     if any(is_bag(path / side) for side in _SIDES if (path / side).exists()):
-        bags = [BagDataset(path / side, SourceSettings()) for side in _SIDES]
+        bags = [BagDataset(path / side, settings.source) for side in _SIDES]
         return pair(bags[0], bags[1], settings, path.absolute().name)
     if (path / POSITIONS).is_file():
         table = CsvDataset(path / POSITIONS, settings.allow_missing)
