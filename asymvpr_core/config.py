@@ -46,20 +46,23 @@ class KeyframeSettings(Settings):
 
     min_distance_m: float = Field(1.0, ge=0.0, description="distance to the last keyframe [m] that makes a new one")
     min_yaw_deg: float = Field(15.0, gt=0.0, le=180.0, description="turn since the last keyframe [deg] that makes a new one")
+    min_interval_s: float | None = Field(None, gt=0.0, description="time since the last keyframe [s] that makes a new one; None: none does")
     max_pose_gap_s: float = Field(0.5, gt=0.0, description="longest gap between poses [s] over which a pose is interpolated")
 
 
 class SourceSettings(Settings):
-    """How images and poses are read from a dataset that is a rosbag (ignored for folders and csv)."""
+    """How images and poses are read from a dataset: topics and keyframes of a rosbag, cities of GSV-Cities."""
 
     image_topic: str | None = Field(None, description="image topic; None: the only one in the bag")
     pose_topic: str | None = Field(
         None,
-        description="topic of Odometry, PoseStamped, PoseWithCovarianceStamped; None: the only one in the bag",
+        description="topic of Odometry, PoseStamped, PoseWithCovarianceStamped or NavSatFix; None: the only one in the bag",
     )
     trajectory_file: Path | None = Field(None, description="TUM trajectory that gives the poses instead of a topic")
     map_frame: str | None = Field(None, description="name of the frame of the poses; None: the topic's header.frame_id")
     keyframes: KeyframeSettings | None = Field(KeyframeSettings(), description="None: every frame that has a pose")
+    cities: tuple[str, ...] | None = Field(None, min_length=1, description="cities of GSV-Cities, in the order of their ids; None: all")
+    min_images_per_place: int = Field(4, ge=1, description="places of GSV-Cities with fewer images are left out")
 
 
 class ProjectionSettings(Settings):
@@ -185,6 +188,18 @@ class NodeSettings(Settings):
     autostart: bool = Field(True, description="configure and activate without a lifecycle manager")
 
 
+class BenchmarkSettings(Settings):
+    """How a benchmark of two sides, database and queries, is read from its folder."""
+
+    layout: str | None = Field(None, description="how it lies on disk (asymvpr dataset layouts); None: recognised where it is unambiguous")
+    split: str | None = Field(None, description="train, val or test; None: test, or the only one there is")
+    version: str | None = Field(None, description="which published version or rule of the layout; None: its first")
+    radius_m: float | None = Field(None, gt=0.0, description="radius of a correct match [m]; None: the benchmark's own rule")
+    max_yaw_deg: float | None = Field(None, gt=0.0, le=180.0, description="largest yaw difference [deg] of a correct match; None: any")
+    allow_missing: bool = Field(False, description="leave out images that are listed and absent, and report them, instead of refusing")
+    source: SourceSettings = SourceSettings()  # of the two bags, where its sides are bags
+
+
 class EvaluationSettings(Settings):
     """The protocol of an evaluation; printed with every result."""
 
@@ -196,6 +211,7 @@ class EvaluationSettings(Settings):
 # The sections of a settings file: one file holds the settings of all stages.
 SECTIONS: dict[str, type[Settings]] = {
     "source": SourceSettings,
+    "benchmark": BenchmarkSettings,
     "gallery": GallerySettings,
     "engine": EngineSettings,
     "train": TrainSettings,

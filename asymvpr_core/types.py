@@ -70,6 +70,7 @@ class ImageRecord:
     camera: str = ""
     lat_lon_deg: tuple[float, float] | None = None
     place_id: int | None = None
+    condition: str = ""  # light, weather or the like, where the dataset says ("night"); empty: unknown
 
 
 # A keyframe is an image record that entered a gallery; its row number there is its index.

@@ -20,6 +20,7 @@ from asymvpr_core.datasets.bag_writer import BagWriter
 from asymvpr_core.datasets.bags import Bag
 from asymvpr_core.datasets.source import open_source
 from asymvpr_core.datasets.trajectory import Trajectory, write_tum
+from asymvpr_core.datasets.utm import UtmZone
 from asymvpr_core.errors import BagError
 from asymvpr_core.types import Pose
 
@@ -233,6 +234,34 @@ def test_pose_with_covariance_stamped(tmp_path):
             writer.write(poses, stamp_ns, store.serialize_cdr(message, kind))
     dataset = open_source(tmp_path / "bag", SourceSettings(keyframes=None))
     assert [r.pose.position for r in dataset.records] == [(0.0, 2.0, 3.0), (1.0, 2.0, 3.0)]
+
+
+def test_satellite_fixes_give_positions_without_heading(tmp_path):
+    zone = UtmZone(32, "U")
+    with BagWriter(tmp_path / "bag") as writer:
+        for i in range(5):
+            stamp_ns = START_NS + i * TENTH_NS
+            # The robot drives eastward over the border of zones 31 and 32; the first message has no fix yet.
+            writer.write_nav_sat_fix("/fix", stamp_ns, "gps", 52.0, 5.9999 + i * 1e-4, has_fix=i > 0)
+            writer.write_compressed_image(IMAGE, stamp_ns + TENTH_NS // 2, "camera", encode(picture(i)))
+    dataset = open_source(tmp_path / "bag", SourceSettings(keyframes=None))
+    assert (dataset.map_frame, dataset.pose_topic, dataset.skipped) == ("utm32U", "/fix", 2)
+    assert [record.heading_deg for record in dataset.records] == [None] * 3
+    expected = [zone.project(52.0, 6.00005 + i * 1e-4) for i in range(3)]
+    np.testing.assert_allclose([record.pose.position[:2] for record in dataset.records], expected, atol=1e-3)
+    np.testing.assert_allclose(
+        [record.lat_lon_deg for record in dataset.records], [(52.0, 6.00005 + i * 1e-4) for i in range(3)], atol=1e-8
+    )
+
+
+def test_odometry_goes_before_satellite_fixes_unless_those_are_named(tmp_path):
+    with BagWriter(tmp_path / "bag") as writer:
+        for i in range(3):
+            writer.write_nav_sat_fix("/fix", START_NS + i * TENTH_NS, "gps", 52.0, 6.1)
+            writer.write_odometry(ODOM, START_NS + i * TENTH_NS, Pose((1.0, 2.0, 0.0)), "odom")
+            writer.write_compressed_image(IMAGE, START_NS + i * TENTH_NS, "camera", encode(picture(i)))
+    assert open_source(tmp_path / "bag").map_frame == "odom"
+    assert open_source(tmp_path / "bag", SourceSettings(pose_topic="/fix")).map_frame == "utm32U"
 
 
 def test_trajectory_file_in_place_of_a_topic(tmp_path):

@@ -85,7 +85,7 @@ def test_unknown_setting_lists_the_known():
         make_settings(EvaluationSettings, radius=3.0)
     with pytest.raises(SettingsError, match="known: cell_size_m, heading_sectors$"):
         make_settings(TrainSettings, cells={"cell_size": 3.0})
-    with pytest.raises(SettingsError, match="known: min_distance_m, min_yaw_deg, max_pose_gap_s$"):
+    with pytest.raises(SettingsError, match="known: min_distance_m, min_yaw_deg, min_interval_s, max_pose_gap_s$"):
         make_settings(SourceSettings, keyframes={"distance": 3.0})
 
 

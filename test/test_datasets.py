@@ -56,7 +56,9 @@ def test_folder_reads_positions_headings_and_bytes(tmp_path):
     ("names", "map_frame"),
     [
         (["@1@2@31@U@.jpg", "@3@4@31@U@.jpg"], "utm31U"),
-        (["@1@2@31@U@.jpg", "@3@4@32@U@.jpg"], "utm"),
+        (["@1@2@31@U@.jpg", "@3@4@31@V@.jpg", "@5@6@31@V@.jpg"], "utm31V"),
+        (["@500000@6000000@31@U@.jpg", "@500000@6000000@33@U@.jpg", "@500001@6000000@33@U@.jpg"], "utm33U+31U"),
+        (["@1@2@99@I@.jpg", "@3@4@99@I@.jpg"], "utm99I"),
         (["@1@2@31@U@.jpg", "@3@4@.jpg"], "utm"),
         (["@1@2@.jpg"], "utm"),
         (["@1@2@@@.png"], "utm"),
@@ -200,6 +202,7 @@ POSE_HEADER = "image,x,y,z,qx,qy,qz,qw"
         ([POSE_HEADER, "b/../../a.jpg,0,0,0,0,0,0,1"], "expected a path"),
         ([POSE_HEADER, ",0,0,0,0,0,0,1"], "line 2: image is ''"),
         ([POSE_HEADER, "a.jpg,0,0,0,0,0,0,1", "./a.jpg,0,0,0,0,0,0,1"], "lists images twice: a.jpg"),
+        (["image,lat,lon", "a.jpg,151.2,-33.9"], "latitude 151.2, longitude -33.9; .*; the columns lat and lon look swapped: exchange"),
         ([POSE_HEADER, "a.jpg,0,0,0,0,0,0,1", "c.jpg,0,0,0,0,0,0,1"], "1 of 2 images .* are absent: c.jpg; expected"),
         (["image,lat,lon", "a.jpg,91,0"], "line 2: latitude 91, longitude 0; expected degrees"),
         (["image,lat,lon", "a.jpg,nan,0"], "line 2: lat is 'nan'"),

@@ -140,6 +140,12 @@ def test_keyframes_by_distance_from_the_last_keyframe():
     assert select_keyframes(poses, KeyframeSettings(min_distance_m=0.0)) == list(range(11))
 
 
+def test_keyframes_by_time_while_the_robot_stands():
+    poses, stamps_ns = [Pose((0.0, 0.0, 0.0))] * 8, [i * SECOND_NS // 2 for i in range(8)]
+    assert select_keyframes(poses, KeyframeSettings(min_interval_s=1.5), stamps_ns) == [0, 3, 6]
+    assert select_keyframes(poses, KeyframeSettings(), stamps_ns) == [0]
+
+
 def test_keyframes_by_turn_on_the_spot():
     poses = [Pose.from_xy_yaw(0, 0, math.radians(10 * i)) for i in range(37)]
     assert select_keyframes(poses, KeyframeSettings(min_yaw_deg=90)) == [0, 9, 18, 27, 36]
@@ -177,7 +183,7 @@ def test_positives_include_the_radius_ignore_height_and_may_be_none():
     query = [ImageRecord("q", Pose((0.0, 0.0, 50.0))), ImageRecord("far", Pose((500.0, 0.0, 0.0)))]
     assert [p.tolist() for p in find_positives(query, gallery, 25.0)] == [[0, 1], []]
     assert [p.tolist() for p in find_positives(query, [], 25.0)] == [[], []]
-    assert find_positives([], gallery, 25.0) == []
+    assert list(find_positives([], gallery, 25.0)) == []
 
 
 def test_positives_need_positions_and_for_a_yaw_limit_headings():

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from asymvpr_core import __version__
-from asymvpr_core.cli import demo, evaluate, export, gallery, networks, train
+from asymvpr_core.cli import dataset, demo, evaluate, export, gallery, networks, train
 from asymvpr_core.cli.failures import one_line_errors
 
 HELP = """\
@@ -35,6 +35,10 @@ Does the robot find places of the map in another recording?
       --ground-truth /ground_truth/pose --out report
 
 \b
+What does a benchmark hold, and is it whole?
+  asymvpr dataset info pitts30k
+
+\b
 The same with folders of @utm_east@utm_north@…@.jpg images:
   asymvpr gallery build images/database --out map
   asymvpr evaluate recall --gallery map --queries images/queries \\
@@ -50,7 +54,7 @@ class Commands(TyperGroup):
     """The commands in the order of the work, with known errors as one line whichever of them raises."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return ["demo", "networks", "gallery", "train", "export", "evaluate"]
+        return ["demo", "networks", "dataset", "gallery", "train", "export", "evaluate"]
 
     def invoke(self, ctx: Any) -> Any:
         with one_line_errors():
@@ -69,6 +73,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.add_typer(networks.app, name="networks")
+app.add_typer(dataset.app, name="dataset")
 app.add_typer(gallery.app, name="gallery")
 app.command("train")(train.train)
 app.command("export")(export.export)

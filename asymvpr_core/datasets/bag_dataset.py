@@ -11,10 +11,21 @@ from typing import Any
 import numpy as np
 
 from asymvpr_core.config import KeyframeSettings, SourceSettings
-from asymvpr_core.datasets.bag_messages import IMAGE_TYPES, POSE_TYPES, encoded_image, image_suffix, pose_of, read_header, rgb_image
+from asymvpr_core.datasets.bag_messages import (
+    IMAGE_TYPES,
+    NAV_SAT_FIX,
+    POSE_TYPES,
+    encoded_image,
+    fix_of,
+    image_suffix,
+    pose_of,
+    read_header,
+    rgb_image,
+)
 from asymvpr_core.datasets.bags import Bag, BagMessage
 from asymvpr_core.datasets.keyframes import select_keyframes
 from asymvpr_core.datasets.trajectory import Trajectory, format_stamp, read_tum
+from asymvpr_core.datasets.utm import UtmZone
 from asymvpr_core.errors import BagError
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.types import ImageRecord, Pose
@@ -39,6 +50,7 @@ class _Recording:
     poses: list[Pose] = field(default_factory=list)
     pose_frame: str = ""
     repeated: int = 0
+    zone: UtmZone | None = None  # of a satellite receiver's first fix; None: poses are given in metres
 
 
 class BagDataset:
@@ -48,6 +60,9 @@ class BagDataset:
     interpolated to the image's header stamp; `heading_deg` is that of the base's +x axis, along
     which the camera is taken to look. `stamp_ns` is the header stamp. `name` is
     "<camera>/<stamp_ns>.jpg" (or .png), where the camera is the topic with '_' for '/'.
+
+    A NavSatFix topic gives positions in the UTM zone of its first fix, without height and without
+    heading; fixes that the receiver marks as none are passed over.
 
     `skipped` counts the images left out because no pose belongs to them, `skipped_summary` says
     why. Images that are merely no keyframes are not counted; `n_images` counts all in the bag.
@@ -72,13 +87,15 @@ class BagDataset:
             self.image_type = bag.topics[self.image_topic]
             self.pose_topic: str | None = None
             if settings.trajectory_file is None:
-                self.pose_topic = bag.choose_topic(settings.pose_topic, POSE_TYPES, "pose", _POSE_FLAG)
+                self.pose_topic = bag.choose_topic(settings.pose_topic, self._pose_types(bag, settings), "pose", _POSE_FLAG)
             recording = self._read_stamps(bag, progress)
         if settings.trajectory_file is None:
             trajectory = Trajectory(recording.pose_stamps_ns, recording.poses, name=f"topic {self.pose_topic} of bag {self.root}")
         else:
             trajectory = read_tum(settings.trajectory_file)
-        self.map_frame = settings.map_frame or recording.pose_frame or "map"
+        self._zone = recording.zone if settings.trajectory_file is None else None
+        frame = f"utm{self._zone.name}" if self._zone else recording.pose_frame
+        self.map_frame = settings.map_frame or frame or "map"
         self.n_images = len(recording.frames) + recording.repeated
         self._skipped: Counter[str] = Counter()
         if recording.repeated:
@@ -113,6 +130,12 @@ class BagDataset:
         """As in `Dataset`. Raises ImageError for an image that cannot be decoded, BagError for a damaged bag."""
         for index, message, msgtype in self._decoded(indices):
             yield index, rgb_image(message, msgtype, self._image_name(index))
+
+    @staticmethod
+    def _pose_types(bag: Bag, settings: SourceSettings) -> tuple[str, ...]:
+        # A robot with odometry and a receiver: the full pose is meant, unless the other topic is named.
+        has_pose = any(kind in POSE_TYPES and bag.message_counts[topic] for topic, kind in bag.topics.items())
+        return POSE_TYPES if settings.pose_topic is None and has_pose else (*POSE_TYPES, NAV_SAT_FIX)
 
     def _read_stamps(self, bag: Bag, progress: Progress) -> _Recording:
         recording = _Recording()
@@ -149,9 +172,18 @@ class BagDataset:
                     f"topic {message.topic} of bag {self.root} gives poses in frames '{recording.pose_frame}' and '{frame_id}'",
                     expected="poses in one frame",
                 )
+        decoded = bag.decode(message)
+        if message.msgtype == NAV_SAT_FIX:
+            fix = fix_of(decoded)
+            if fix is None:
+                return
+            recording.zone = recording.zone or UtmZone.at(*fix)
+            pose = Pose((*recording.zone.project(*fix), 0.0))
+        else:
+            pose = pose_of(decoded, message.msgtype)
         recording.pose_frame = frame_id
         recording.pose_stamps_ns.append(stamp_ns)
-        recording.poses.append(pose_of(bag.decode(message), message.msgtype))
+        recording.poses.append(pose)
 
     def _header(self, message: BagMessage) -> tuple[int, str]:
         return read_header(message.raw, f"topic {message.topic} of bag {self.root}")
@@ -186,19 +218,27 @@ class BagDataset:
                 remedy="give the trajectory of this recording, or allow longer gaps between poses (max_pose_gap_s)",
             )
         if keyframes is not None:
-            placed = [placed[i] for i in select_keyframes([pose for _, pose in placed], keyframes)]
+            stamps_ns = [frame.stamp_ns for frame, _ in placed]
+            placed = [placed[i] for i in select_keyframes([pose for _, pose in placed], keyframes, stamps_ns)]
         camera = self.image_topic.lstrip("/").replace("/", "_")
         self._frames = [frame for frame, _ in placed]
         self.records = [
             ImageRecord(
                 name=f"{camera}/{frame.stamp_ns}{recording.suffix}",
                 pose=pose,
-                heading_deg=pose.heading_deg,
+                heading_deg=None if self._zone else pose.heading_deg,
                 stamp_ns=frame.stamp_ns,
                 camera=camera,
+                lat_lon_deg=self._lat_lon(pose),
             )
             for frame, pose in placed
         ]
+
+    def _lat_lon(self, pose: Pose) -> tuple[float, float] | None:
+        if self._zone is None:
+            return None
+        lat, lon = self._zone.lat_lon(np.array([pose.position[:2]]))[0].tolist()
+        return lat, lon
 
     def _decoded(self, indices: list[int]) -> Iterator[tuple[int, Any, str]]:
         """Yield (index, decoded message, its type) for ascending `indices` in one pass from the first to the last of them."""

@@ -15,6 +15,7 @@ from asymvpr_core.types import Pose
 RAW_IMAGE, COMPRESSED_IMAGE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 IMAGE_TYPES = (RAW_IMAGE, COMPRESSED_IMAGE)
 POSE_TYPES = ("nav_msgs/msg/Odometry", "geometry_msgs/msg/PoseStamped", "geometry_msgs/msg/PoseWithCovarianceStamped")
+NAV_SAT_FIX = "sensor_msgs/msg/NavSatFix"
 
 
 def read_header(raw: bytes | memoryview, source: str) -> tuple[int, str]:
@@ -44,6 +45,14 @@ def pose_of(message: Any, msgtype: str) -> Pose:
     pose = message.pose if msgtype == "geometry_msgs/msg/PoseStamped" else message.pose.pose
     p, q = pose.position, pose.orientation
     return Pose((float(p.x), float(p.y), float(p.z)), (float(q.x), float(q.y), float(q.z), float(q.w)))
+
+
+def fix_of(message: Any) -> tuple[float, float] | None:
+    """(latitude, longitude) [deg] of a decoded NavSatFix, or None where the receiver says that it has none or it is out of UTM."""
+    lat, lon = float(message.latitude), float(message.longitude)
+    if message.status.status < 0 or not (-80.0 <= lat <= 84.0 and -180.0 <= lon <= 180.0):  # false for NaN
+        return None
+    return lat, lon
 
 
 def image_suffix(message: Any, msgtype: str) -> str:

@@ -154,6 +154,22 @@ class BagWriter:
         """Append a geometry_msgs/PoseStamped in `frame_id`."""
         self._write(topic, stamp_ns, "geometry_msgs/msg/PoseStamped", header=self._header(stamp_ns, frame_id), pose=self._pose(pose))
 
+    def write_nav_sat_fix(self, topic: str, stamp_ns: int, frame_id: str, lat_deg: float, lon_deg: float, *, has_fix: bool = True) -> None:
+        """Append a sensor_msgs/NavSatFix on WGS84, height 0; without a fix the position is NaN."""
+        lat_deg, lon_deg = (lat_deg, lon_deg) if has_fix else (float("nan"), float("nan"))
+        self._write(
+            topic,
+            stamp_ns,
+            "sensor_msgs/msg/NavSatFix",
+            header=self._header(stamp_ns, frame_id),
+            status=self._types["sensor_msgs/msg/NavSatStatus"](status=0 if has_fix else -1, service=1),
+            latitude=float(lat_deg),
+            longitude=float(lon_deg),
+            altitude=0.0,
+            position_covariance=np.zeros(9),
+            position_covariance_type=0,
+        )
+
     def write_camera_info(
         self, topic: str, stamp_ns: int, frame_id: str, width: int, height: int, fx: float, fy: float, cx: float, cy: float
     ) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterator
 from decimal import InvalidOperation
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from asymvpr_core.datasets.image_files import read_encoded_files, read_image_files
+from asymvpr_core.datasets.dataset import FileDataset
+from asymvpr_core.datasets.geographic import geographic_frame, place_records
+from asymvpr_core.datasets.image_files import only_existing
 from asymvpr_core.datasets.trajectory import checked_pose, parse_stamp
-from asymvpr_core.datasets.utm import UtmZone
 from asymvpr_core.errors import DatasetError
 from asymvpr_core.types import ImageRecord, Pose
 
@@ -22,43 +20,36 @@ LAT_LON_COLUMNS = ("image", "lat", "lon")
 _LAYOUTS = "image,x,y,z,qx,qy,qz,qw[,stamp,place_id] or image,lat,lon[,heading]"
 
 
-class CsvDataset:
+class CsvDataset(FileDataset):
     """The images that a csv lists, in its order; satisfies `Dataset`.
 
     Columns: `image` is a path relative to the csv's folder. Either x, y, z [m] and the
-    quaternion qx, qy, qz, qw of a pose in a map frame, with optional `stamp` [s] and `place_id`;
-    or `lat`, `lon` [deg] with optional `heading` [deg, clockwise from north], which are projected
-    to the UTM zone of the first row. Other columns are ignored. `map_frame` is "map", or
-    "utm<zone><letter>".
+    quaternion qx, qy, qz, qw of a pose in a map frame, with optional `stamp` [s]; or `lat`, `lon`
+    [deg] with optional `heading` [deg, clockwise from north], which are projected to UTM, to one
+    frame where they lie in several zones (see `UtmFrame`). Optional in both: `place_id` and
+    `condition`. Other columns are ignored. `map_frame` is "map", or "utm<zone><letter>".
+
+    Args:
+        allow_missing: leave out images that are absent and list them in `missing`, instead of refusing.
 
     Raises:
         DatasetError: unreadable, columns missing, no rows, a field that is no finite number, an
             image that is listed twice, is absent, or lies outside the csv's folder.
     """
 
-    layout = "csv"
-
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, allow_missing: bool = False):
         self.path = Path(path)
-        self.root = self.path.parent
+        root = self.path.parent
         rows = self._read_rows()
         if not rows:
             raise DatasetError(f"{self.path} lists no images", expected=f"rows of {_LAYOUTS}")
-        self.map_frame = "map"
-        zone = None
+        records = [self._record(line, row) for line, row in rows]
+        map_frame = "map"
         if "lat" in rows[0][1]:
-            zone = UtmZone.at(*self._lat_lon(*rows[0]))
-            self.map_frame = f"utm{zone.name}"
-        self.records = [self._record(line, row, zone) for line, row in rows]
-        self._check_images()
-
-    def read_encoded(self, indices: list[int]) -> Iterator[tuple[int, bytes]]:
-        """As in `Dataset`. Raises ImageError for a file that cannot be read."""
-        return read_encoded_files(self.root, self.records, indices)
-
-    def read_images(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """As in `Dataset`. Raises ImageError for a file that cannot be decoded."""
-        return read_image_files(self.root, self.records, indices)
+            frame = geographic_frame(records)
+            records, map_frame = place_records(records, frame), frame.name
+        super().__init__(root, "csv", map_frame, records)
+        self._check_images(allow_missing)
 
     def _read_rows(self) -> list[tuple[int, dict[str, str]]]:
         rows = []
@@ -90,18 +81,16 @@ class CsvDataset:
             found = f"{self.path} lacks the columns {', '.join(missing)}; it has {', '.join(columns) or 'none'}"
             raise DatasetError(found, expected=_LAYOUTS)
 
-    def _record(self, line: int, row: dict[str, str], zone: UtmZone | None) -> ImageRecord:
-        stamp_ns, place_id = self._stamp(line, row), self._place_id(line, row)
+    def _record(self, line: int, row: dict[str, str]) -> ImageRecord:
+        stamp_ns, place_id, condition = self._stamp(line, row), self._place_id(line, row), row.get("condition", "")
         name = self._image_name(line, row["image"])
-        if zone is None:
+        if "lat" not in row:
             x, y, z, qx, qy, qz, qw = (self._number(line, row, column) for column in POSE_COLUMNS[1:])
             pose = checked_pose(Pose((x, y, z), (qx, qy, qz, qw)), f"{self.path}, line {line}")
-            return ImageRecord(name=name, pose=pose, heading_deg=pose.heading_deg, stamp_ns=stamp_ns, place_id=place_id)
-        lat, lon = self._lat_lon(line, row)
-        x, y = zone.project(lat, lon)
+            return ImageRecord(name, pose, pose.heading_deg, stamp_ns, place_id=place_id, condition=condition)
         heading_deg = self._number(line, row, "heading") % 360.0 if row.get("heading") else None
-        pose = Pose((x, y, 0.0)) if heading_deg is None else Pose.from_xy_yaw(x, y, math.radians(90.0 - heading_deg))
-        return ImageRecord(name=name, pose=pose, heading_deg=heading_deg, stamp_ns=stamp_ns, lat_lon_deg=(lat, lon), place_id=place_id)
+        lat_lon = self._lat_lon(line, row)
+        return ImageRecord(name, None, heading_deg, stamp_ns, lat_lon_deg=lat_lon, place_id=place_id, condition=condition)
 
     def _number(self, line: int, row: dict[str, str], column: str) -> float:
         try:
@@ -115,9 +104,11 @@ class CsvDataset:
     def _lat_lon(self, line: int, row: dict[str, str]) -> tuple[float, float]:
         lat, lon = self._number(line, row, "lat"), self._number(line, row, "lon")
         if not (-80.0 <= lat <= 84.0 and -180.0 <= lon <= 180.0):
+            swapped = -80.0 <= lon <= 84.0 and -180.0 <= lat <= 180.0
             raise DatasetError(
-                f"{self.path}, line {line}: latitude {lat:g}, longitude {lon:g}", expected="degrees within UTM: -80..84 and -180..180"
-            )
+                f"{self.path}, line {line}: latitude {lat:g}, longitude {lon:g}", expected="degrees within UTM: -80..84 and -180..180",
+                remedy="the columns lat and lon look swapped: exchange their names" if swapped else None,
+            )  # fmt: skip
         return lat, lon
 
     def _stamp(self, line: int, row: dict[str, str]) -> int | None:
@@ -144,21 +135,15 @@ class CsvDataset:
         if not text or name.is_absolute() or ".." in name.parts or "\\" in text or "\0" in text:
             raise DatasetError(
                 f"{self.path}, line {line}: image is '{text}'",
-                expected=f"a path with '/' inside {self.root}",
+                expected=f"a path with '/' inside {self.path.parent}",
                 remedy="move the csv above its images",
             )
         return name.as_posix()
 
-    def _check_images(self) -> None:
+    def _check_images(self, allow_missing: bool) -> None:
         names = [record.name for record in self.records]
         if len(set(names)) != len(names):
             twice = [name for name, count in Counter(names).items() if count > 1]
             raise DatasetError(f"{self.path} lists images twice: {', '.join(twice[:5])}", expected="each image once")
-        absent = [name for name in names if not (self.root / name).is_file()]
-        if absent:
-            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-            raise DatasetError(
-                f"{len(absent)} of {len(names)} images of {self.path} are absent: {', '.join(absent[:5])}{more}",
-                expected=f"them below {self.root}",
-                remedy="correct the paths or copy the images",
-            )
+        self.records, missing = only_existing(self.root, self.records, str(self.path), allow_missing)
+        self.missing = tuple(missing)

@@ -64,7 +64,7 @@ class RecallResult:
     metrics: dict[str, Any]
     scores: np.ndarray
     indices: np.ndarray
-    positives: list[np.ndarray]
+    positives: Sequence[np.ndarray]
     distances_m: np.ndarray
     correct: np.ndarray
     sweep: PrecisionRecall
