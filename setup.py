@@ -32,6 +32,7 @@ EXTRAS = {
         "onnx",
         "onnxscript",
         "pyproj",
+        "pytorch-metric-learning",
         "safetensors",
         "scipy",
         "tensorboard",
