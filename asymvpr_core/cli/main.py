@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from asymvpr_core import __version__
-from asymvpr_core.cli import demo, evaluate, export, gallery, train
+from asymvpr_core.cli import bank, demo, evaluate, export, gallery, train
 from asymvpr_core.cli.failures import one_line_errors
 
 HELP = """\
@@ -50,7 +50,7 @@ class Commands(TyperGroup):
     """The commands in the order of the work, with known errors as one line whichever of them raises."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return ["demo", "gallery", "train", "export", "evaluate"]
+        return ["demo", "gallery", "bank", "train", "export", "evaluate"]
 
     def invoke(self, ctx: Any) -> Any:
         with one_line_errors():
@@ -69,6 +69,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.add_typer(gallery.app, name="gallery")
+app.add_typer(bank.app, name="bank")
 app.command("train")(train.train)
 app.command("export")(export.export)
 app.add_typer(evaluate.app, name="evaluate")

@@ -62,7 +62,7 @@ def asymmetric_loss(
         centroids, variances: `(M, D)`; half precision is allowed, sums are in float32 or better.
         temperature: τ > 0; the paper uses 0.05.
         gamma: γ ≥ 0; the paper uses 15 for descriptors of 8448 and 12288 dimensions. At another
-            dimension see `asymvpr_core.memory.bank.relative_gamma`.
+            dimension see `asymvpr_core.memory.spread.relative_gamma`.
         factors: low-rank part of the covariances beside the diagonal `variances`.
         half_products: see `bank_log_sum_exp`.
 
