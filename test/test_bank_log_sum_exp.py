@@ -98,6 +98,25 @@ def test_correcting_the_largest_logits_is_what_makes_half_products_good_enough(d
     assert corrected < 1e-4 < 1e-3 < rounded
 
 
+def test_products_that_are_stored_in_float32_need_no_correction(data, monkeypatch):
+    """The path of a GPU, with a stand-in for the product that a CPU does not have."""
+    query, bank, own = data[0].detach().float().requires_grad_(), data[1].bfloat16(), data[2]
+    calls = []
+
+    def wide_product(a: Tensor, b: Tensor, *, out_dtype: torch.dtype) -> Tensor:
+        calls.append((a.dtype, b.dtype))
+        return a.to(out_dtype) @ b.to(out_dtype)
+
+    monkeypatch.setattr(module, "_stores_float32", lambda device: True)
+    monkeypatch.setattr(torch, "mm", wide_product)
+    ours = bank_log_sum_exp(query, bank, own, 0.05)
+    theirs = dense(query.bfloat16().float(), bank.float(), own)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    gradients = [torch.autograd.grad(value.sum(), query)[0] for value in (ours, theirs)]
+    assert torch.linalg.vector_norm(gradients[0] - gradients[1]) < 5e-3 * torch.linalg.vector_norm(gradients[1])
+    assert len(calls) == 2 and set(calls) == {(torch.bfloat16, torch.bfloat16)}
+
+
 def test_excluded_rows_stay_excluded_when_largest_logits_are_corrected(data):
     query, bank, own = data[0].detach().float(), data[1].bfloat16(), data[2]
     bank[own] = 0.99 * query.bfloat16()  # would be by far the largest

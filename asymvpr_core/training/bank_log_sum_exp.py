@@ -8,6 +8,7 @@ time, and the largest temporaries are the (B, M) logits and one block.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -51,9 +52,10 @@ def bank_log_sum_exp(
             with them, the place whose rows each query leaves out.
         temperature: τ > 0.
         bank_places: (M,) int64 place of every row of the bank, or None: row j is place j.
-        half_products: multiply a bfloat16 bank in bfloat16, which is faster. On a CPU the result is
-            rounded and the largest logits are corrected afterwards. Off, and for float16: every block
-            is converted to float32 first, so that only the storage of the bank is rounded.
+        half_products: multiply a bfloat16 bank in bfloat16, which is faster: with results in float32
+            where torch has that (CUDA), with rounded results whose largest are corrected afterwards on
+            a CPU. Off, and for float16: every block is converted to float32 first, so that only the
+            storage of the bank is rounded.
         kept_logits_bytes: logits up to this size are kept for the backward pass; larger ones are
             computed again there, and without `half_products` on a CPU.
 
@@ -113,6 +115,16 @@ class _BankLogSumExp(torch.autograd.Function):
         return total.to(query.dtype), None, None, None, None, None, None
 
 
+@lru_cache
+def _stores_float32(device_type: str) -> bool:
+    """Whether the product of two bfloat16 matrices can be had in float32: on CUDA in newer versions of torch."""
+    try:
+        matrix = torch.zeros(16, 16, dtype=torch.bfloat16, device=device_type)
+        return torch.mm(matrix, matrix, out_dtype=torch.float32).dtype == torch.float32
+    except (TypeError, RuntimeError):
+        return False
+
+
 class _Products:
     """The products of one batch with the bank, block by block; logits are (rows, B), the faster orientation."""
 
@@ -129,9 +141,9 @@ class _Products:
         self._query, self._bank, self._temperature = query, bank, temperature
         self._excluded, self._bank_places = excluded, bank_places
         half = half_products and bank.dtype == torch.bfloat16 and query.dtype == torch.float32
-        # A GPU stores the product of two bfloat16 matrices in float32 where it is asked to.
-        self.rounded = half and query.device.type == "cpu" and correctable
-        self._half_query = query.to(bank.dtype) if self.rounded or (half and query.device.type == "cuda") else None
+        wide = half and _stores_float32(query.device.type)
+        self.rounded = half and not wide and correctable and query.device.type == "cpu"
+        self._half_query = query.to(bank.dtype) if wide or self.rounded else None
 
     def blocks(self) -> Iterator[slice]:
         # A half-precision product needs no conversion, and larger blocks cost fewer calls.
