@@ -1,8 +1,8 @@
 """How large the implicit augmentation's exponent is for a bank, and the γ that makes it a wanted size.
 
 The term that γ brings into L_asym+ is (γ/2τ²)·qᵀΣ_p q. qᵀΣ_p q shrinks with the dimension of the
-descriptors: unit vectors of more dimensions have less variance in each, and q² is divided over more. So
-the paper's γ = 15, chosen at 8448-D and 12288-D, means another strength at 256-D.
+descriptors: a within-place variance of v in all, divided evenly over D dimensions, makes it v/D. With the
+paper's γ = 15 and τ = 0.05, chosen at 8448-D and 12288-D, and v = 0.3 the term is 0.11 at 8448-D, 3.5 at 256-D.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def relative_gamma(bank: MemoryBank, strength: float, temperature: float) -> flo
     """The γ with which the exponent (γ/2τ²)·qᵀΣ_p q is `strength` on average: a definition that carries over.
 
     γ = 2τ²·strength / mean_spread(bank). With one strength, banks of any dimension and any temperature
-    have every negative weighted by the same e^strength on average. The paper's γ = 15 at τ = 0.05 has
-    a strength of the order of 0.1 at 8448-D; at 256-D the same γ had about 9.
+    have every negative weighted by about the same e^strength. At 8448-D the paper's setting is a strength
+    of the order of 0.1.
 
     Args:
         strength: ≥ 0; 0 is L_asym.
