@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from descriptor_gallery import make_gallery, unit_rows
 from asymvpr_core.config import BankSettings, NeighbourSettings
 from asymvpr_core.errors import ArtefactError, MemoryBankError
 from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.memory import moments, store
 from asymvpr_core.memory import neighbours as neighbours_module
 from asymvpr_core.memory.bank import build_memory_bank
 from asymvpr_core.memory.neighbours import NeighbourLists, build_neighbours
+from asymvpr_core.memory.spread import mean_spread
 from asymvpr_core.memory.store import StoredBank, build_bank
 
 COUNT, PLACES, DIMENSION = 200, 23, 12
@@ -55,7 +58,9 @@ def test_a_stored_bank_is_the_bank_in_memory(gallery, data, tmp_path, rank, dtyp
         whole = build_memory_bank(*data).variances  # the diagonal is exact whatever type the factors have
         diagonal = [np.square(f, dtype=np.float64).sum(0) for f in np.split(stored.bank.factors, stored.bank.factor_offsets[1:-1])]
         np.testing.assert_allclose(stored.bank.variances + diagonal, whole, rtol=1e-6, atol=1e-4 if dtype == "float16" else 1e-9)
-    assert stored.manifest.details == {"places": PLACES, "images": COUNT, "places_with_one_image": int((reference.counts == 1).sum())}
+    assert [stored.manifest.details[name] for name in ("places", "images")] == [PLACES, COUNT]
+    assert stored.manifest.details["places_with_one_image"] == int((reference.counts == 1).sum()) >= 1
+    assert stored.mean_spread == pytest.approx(mean_spread(reference), rel=1e-3 if dtype == "float16" else 1e-6)
     stored.check_gallery(Gallery.open(gallery))
     assert not (tmp_path / "bank.partial").exists()
 
@@ -173,6 +178,42 @@ def test_a_killed_build_continues_and_gives_the_same_bytes(gallery, tmp_path, ki
             if name != "manifest.json":
                 assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
         assert not Path(f"{out}.partial").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_kill_at_any_moment_leaves_no_wrong_bank(gallery, data, tmp_path, rank, monkeypatch):
+    """Fifty kills at random moments: what has the final name is whole, and the last run gives the right numbers."""
+    monkeypatch.setattr(moments, "_CHUNK_BYTES", DIMENSION * 4 * 5)
+    monkeypatch.setattr(store, "_PLACES_BETWEEN_CHECKPOINTS", 2)
+    monkeypatch.setitem(moments.stream_moments.__kwdefaults__, "checkpoint_rows", 10)
+    reference, settings = build_memory_bank(*data, rank=rank), BankSettings(rank=rank)
+    rng, kills, finished = np.random.default_rng(0), 0, 0
+    begin = time.perf_counter()
+    build_bank(gallery, settings, tmp_path / "unhurried")
+    usual_s = time.perf_counter() - begin
+    while kills < 50:
+        out = tmp_path / f"bank_{finished}"
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                build_bank(gallery, settings, out)
+                code = 0
+            finally:
+                os._exit(code)
+        time.sleep(rng.uniform(0, 1.2 * usual_s))
+        os.kill(child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, -signal.SIGKILL)
+        kills += status == -signal.SIGKILL
+        if out.exists():
+            finished += 1
+            bank = StoredBank.open(out).bank
+            for name in ("centroids", "variances", "counts", "places", "factors"):
+                np.testing.assert_array_equal(getattr(bank, name), getattr(reference, name))
+    build_bank(gallery, settings, tmp_path / f"bank_{finished}")
+    np.testing.assert_array_equal(StoredBank.open(tmp_path / f"bank_{finished}").bank.centroids, reference.centroids)
 
 
 def test_work_of_other_settings_is_not_used(gallery, tmp_path):

@@ -16,7 +16,7 @@ from asymvpr_core.memory.cells import assign_places
 from asymvpr_core.memory.low_rank import place_factors
 from asymvpr_core.memory.moments import Moments, PassState, stream_moments
 from asymvpr_core.memory.rows import RowFile, read_rows
-from asymvpr_core.memory.spread import augmentation_exponent, mean_spread, relative_gamma
+from asymvpr_core.memory.spread import augmentation_exponent, mean_spread, relative_gamma, scaled_gamma
 from asymvpr_core.types import Keyframe, Pose
 
 
@@ -268,6 +268,7 @@ def test_relative_gamma_makes_the_exponent_the_same_at_any_dimension():
         gammas.append(relative_gamma(bank, 0.1, 0.05))
         assert augmentation_exponent(mean_spread(bank), gammas[-1], 0.05) == pytest.approx(0.1)
     assert gammas[1] > 8 * gammas[0]
+    assert scaled_gamma(bank, 0.1, 0.05, "relative") == gammas[1] and scaled_gamma(bank, 15.0, 0.05, "paper") == 15.0
     assert relative_gamma(bank, 0.0, 0.05) == 0
 
 

@@ -83,27 +83,22 @@ def neighbours(
 
 
 def _print_summary(path: Path) -> None:
-    from asymvpr_core.errors import MemoryBankError
-    from asymvpr_core.memory.spread import augmentation_exponent, mean_spread
+    from asymvpr_core.memory.spread import augmentation_exponent
     from asymvpr_core.memory.store import StoredBank
 
     stored = StoredBank.open(path, verify=False)
-    bank, manifest = stored.bank, stored.manifest
+    bank, manifest, spread = stored.bank, stored.manifest, stored.mean_spread
     gamma, temperature = (TrainSettings.model_fields[name].default for name in ("gamma", "temperature"))
-    try:
-        spread = mean_spread(bank)
-        exponent = f"{augmentation_exponent(spread, gamma, temperature):.3g} with gamma {gamma:g}, temperature {temperature:g}"
-        spread_text = f"{spread:.3g}, mean over the images of places with several"
-    except MemoryBankError as error:
-        spread_text = exponent = f"none: {error.found}"
+    size = "none: no place has two images" if spread is None else f"{spread:.3g}, mean over the images of places with several"
+    exponent = 0.0 if spread is None else augmentation_exponent(spread, gamma, temperature)
     rows = {
         "bank": path,
         "places": f"{len(bank.counts)}, {int((bank.counts == 1).sum())} of them with one image",
         "images": f"{len(bank.places)}, at most {int(bank.counts.max())} a place",
         "centroids": f"{bank.centroids.shape[1]}-D {bank.centroids.dtype}",
         "covariance": "diagonal" if bank.factors is None else f"diagonal + rank {manifest.settings['rank']}, {len(bank.factors)} factors",
-        "spread": spread_text,
-        "exponent": exponent,
+        "spread": size,
+        "exponent": f"{exponent:.3g} with gamma {gamma:g}, temperature {temperature:g}",
         "pair": manifest.gallery_network.pair_id,
         "gallery": manifest.inputs.get("gallery", "unknown"),
         "size": f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:.1f} MB in {len(manifest.files)} files",

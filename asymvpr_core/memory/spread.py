@@ -7,10 +7,14 @@ paper's γ = 15 and τ = 0.05, chosen at 8448-D and 12288-D, and v = 0.3 the ter
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from asymvpr_core.errors import MemoryBankError
 from asymvpr_core.memory.bank import MemoryBank
+
+GammaScale = Literal["paper", "relative"]
 
 
 def mean_spread(bank: MemoryBank) -> float:
@@ -68,3 +72,12 @@ def relative_gamma(bank: MemoryBank, strength: float, temperature: float) -> flo
     if spread == 0:
         raise MemoryBankError("all images of every place have the same descriptor", expected="a place with a variance")
     return 2 * temperature**2 * strength / spread
+
+
+def scaled_gamma(bank: MemoryBank, gamma: float, temperature: float, scale: GammaScale) -> float:
+    """The γ of `asymmetric_loss` for a setting: "paper" takes `gamma` as it is, "relative" as the strength of `relative_gamma`.
+
+    Raises:
+        MemoryBankError: as `relative_gamma`, for "relative".
+    """
+    return gamma if scale == "paper" else relative_gamma(bank, gamma, temperature)

@@ -24,6 +24,7 @@ from asymvpr_core.memory.low_rank import factor_offsets, low_rank_moments
 from asymvpr_core.memory.moments import Moments, PassState, check_places, stream_moments
 from asymvpr_core.memory.origin import check_origin, gallery_digest, link_or_copy, open_array, origin
 from asymvpr_core.memory.rows import RowFile
+from asymvpr_core.memory.spread import mean_spread
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably, save_piece
 
@@ -43,6 +44,12 @@ class StoredBank:
     manifest: Manifest
     bank: MemoryBank
 
+    @property
+    def mean_spread(self) -> float | None:
+        """Mean of gᵀΣ_p g over the images of places with several, computed when the bank was built; None without such a place."""
+        value = self.manifest.details.get("mean_spread")
+        return None if value is None else float(value)
+
     @staticmethod
     def open(path: Path, *, verify: bool = True) -> StoredBank:
         """Open a bank; with `verify`, the checksums of all its files are tested first.
@@ -53,14 +60,12 @@ class StoredBank:
         path = Path(path)
         manifest = read_manifest(path, "bank")
         verify_files(path, manifest, None if verify else [])
-        arrays = [open_array(path / name, _REMEDY) for name in (CENTROIDS, VARIANCES, COUNTS, PLACES)]
-        if FACTORS in manifest.files:
-            arrays += [open_array(path / name, _REMEDY) for name in (FACTORS, FACTOR_OFFSETS)]
-        bank = MemoryBank(*arrays)
+        bank = _open_arrays(path, FACTORS in manifest.files)
         m, d = len(bank.counts), manifest.gallery_network.dimension
-        shapes = [array.shape for array in arrays]
+        shapes = [array.shape for array in (bank.centroids, bank.variances, bank.counts, bank.places)]
         expected: list[tuple[int, ...]] = [(m, d), (m, d), (m,), (int(bank.counts.sum()),)]
-        if bank.factor_offsets is not None:
+        if bank.factors is not None and bank.factor_offsets is not None:
+            shapes += [bank.factors.shape, bank.factor_offsets.shape]
             expected += [(int(bank.factor_offsets[-1]), d), (m + 1,)]
         if shapes != expected:
             raise ArtefactError(f"the arrays of bank {path} have shapes {shapes}", expected=f"{expected}", remedy=_REMEDY)
@@ -104,7 +109,7 @@ def build_bank(gallery_path: Path, settings: BankSettings, out: Path, *, progres
         np.save(staging / PLACES, places, allow_pickle=False)
         if settings.rank > 0:
             np.save(staging / FACTOR_OFFSETS, factor_offsets(counts, settings.rank), allow_pickle=False)
-        _write_manifest(staging, gallery, counts, settings)
+        _write_manifest(staging, gallery, settings)
 
     # The budget is left out: it changes no number.
     fingerprint: dict[str, Any] = {
@@ -181,11 +186,19 @@ def _row_files(gallery: Gallery, places: np.ndarray, settings: BankSettings, wor
     return RowFile(work / CENTROIDS, shape, np.dtype(settings.dtype)), RowFile(work / VARIANCES, shape, np.float32)
 
 
-def _write_manifest(staging: Path, gallery: Gallery, counts: np.ndarray, settings: BankSettings) -> None:
+def _open_arrays(folder: Path, with_factors: bool) -> MemoryBank:
+    names = (CENTROIDS, VARIANCES, COUNTS, PLACES, *((FACTORS, FACTOR_OFFSETS) if with_factors else ()))
+    return MemoryBank(*(open_array(folder / name, _REMEDY) for name in names))
+
+
+def _write_manifest(staging: Path, gallery: Gallery, settings: BankSettings) -> None:
+    bank = _open_arrays(staging, settings.rank > 0)
     write_manifest(
         staging, "bank", gallery.manifest.gallery_network,
-        settings=settings.model_dump(mode="json"),
-        inputs=origin(gallery),
+        settings=settings.model_dump(mode="json"), inputs=origin(gallery),
         versions={"python": platform.python_version(), "numpy": np.__version__},
-        details={"places": len(counts), "images": int(counts.sum()), "places_with_one_image": int((counts == 1).sum())},
+        details={
+            "places": len(bank.counts), "images": len(bank.places), "places_with_one_image": int((bank.counts == 1).sum()),
+            "mean_spread": mean_spread(bank) if (bank.counts >= 2).any() else None,
+        },
     )  # fmt: skip
