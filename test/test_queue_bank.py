@@ -47,6 +47,16 @@ def test_the_loss_is_over_the_queue_without_the_own_place():
     torch.testing.assert_close(torch.autograd.grad(ours, query)[0], torch.autograd.grad(expected, query)[0])
 
 
+def test_a_push_between_loss_and_backward_is_no_silent_mistake():
+    queue = QueueBank(8, DIMENSION)
+    queue.push(*batch(0, 5))
+    query, place = batch(10)
+    loss = queue.loss(query.requires_grad_(), batch(11)[0], place)
+    queue.push(*batch(1))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_a_checkpoint_keeps_the_queue():
     queue, again = QueueBank(4, DIMENSION, torch.bfloat16), QueueBank(4, DIMENSION, torch.bfloat16)
     queue.push(*batch(0, 6))

@@ -98,18 +98,18 @@ def build_bank(gallery_path: Path, settings: BankSettings, out: Path, *, progres
     def build(work: Path, staging: Path) -> None:
         try:
             (_diagonal if settings.rank == 0 else _low_rank)(gallery, places, settings, work, progress)
+            for name in (CENTROIDS, VARIANCES, FACTORS):
+                if (work / name).exists():
+                    link_or_copy(work / name, staging / name)
+            np.save(staging / COUNTS, counts, allow_pickle=False)
+            np.save(staging / PLACES, places, allow_pickle=False)
+            if settings.rank > 0:
+                np.save(staging / FACTOR_OFFSETS, factor_offsets(counts, settings.rank), allow_pickle=False)
+            _write_manifest(staging, gallery, settings)
         except BaseException:
             if not (work / _STATE).exists():  # nothing that a second run could use
                 _remove_work(work)
             raise
-        for name in (CENTROIDS, VARIANCES, FACTORS):
-            if (work / name).exists():
-                link_or_copy(work / name, staging / name)
-        np.save(staging / COUNTS, counts, allow_pickle=False)
-        np.save(staging / PLACES, places, allow_pickle=False)
-        if settings.rank > 0:
-            np.save(staging / FACTOR_OFFSETS, factor_offsets(counts, settings.rank), allow_pickle=False)
-        _write_manifest(staging, gallery, settings)
 
     # The budget is left out: it changes no number.
     fingerprint: dict[str, Any] = {

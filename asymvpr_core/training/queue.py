@@ -17,7 +17,8 @@ class QueueBank(nn.Module):
 
         L = −log e^{q·g/τ} / ( e^{q·g/τ} + Σ_{g' in the queue, not of place p} e^{q·g'/τ} )
 
-    The queue is a buffer that checkpoints keep, so that a resumed training has the same negatives.
+    The queue is a buffer that checkpoints keep, so that a resumed training has the same negatives. With
+    several processes each has its own.
 
     Args:
         capacity: descriptors that are held, ≥ 1; the oldest are overwritten.
@@ -48,6 +49,9 @@ class QueueBank(nn.Module):
     def push(self, gallery: Tensor, place: Tensor) -> None:
         """Add `(B, D)` gallery descriptors and their `(B,)` int64 places; of more than fit, the last ones stay.
 
+        Call it after the backward pass (Lightning's `on_train_batch_end`): the backward pass reads the
+        queue again, and torch refuses one that has changed since.
+
         Raises:
             TrainingError: shapes that do not fit.
         """
@@ -62,7 +66,7 @@ class QueueBank(nn.Module):
         self.pushed.fill_(start + len(gallery))
 
     def loss(self, query: Tensor, gallery: Tensor, place: Tensor, temperature: float = 0.05) -> Tensor:
-        """The loss above averaged over the batch, a scalar ≥ 0; 0 while the queue is empty. Push after it, not before.
+        """The loss above averaged over the batch, a scalar ≥ 0; 0 while the queue is empty.
 
         Args:
             query, gallery: (B, D), L2-normalised; gradients flow into `query`.
