@@ -168,7 +168,7 @@ def test_a_pass_continues_from_its_saved_state_to_the_same_numbers(tmp_path):
         def checkpoint(state: PassState) -> None:
             nonlocal count
             count += 1
-            with open(tmp_path / "state.npz", "wb") as file:
+            with open(tmp_path / "state", "wb") as file:
                 state.save(file)
             if count == stop_after:
                 raise Killed
@@ -184,9 +184,21 @@ def test_a_pass_continues_from_its_saved_state_to_the_same_numbers(tmp_path):
     assert checkpoints > 10 and len(whole) == 20
     for stop_after in (1, 5, checkpoints - 1):
         before, _ = run(None, stop_after)
-        after, _ = run(PassState.load(tmp_path / "state.npz"), -1)
-        assert not before.keys() & after.keys()
+        after, _ = run(PassState.load(tmp_path / "state"), -1)
+        assert not before.keys() & after.keys()  # the kill came right at the checkpoint
         assert all(np.array_equal(whole[place], (before | after)[place]) for place in range(20))
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    with open(tmp_path / "state", "wb") as file:
+        PassState(1, 0, 8, {3: Moments(2, np.ones(4), np.ones(4))}).save(file)
+    content = (tmp_path / "state").read_bytes()
+    again = PassState.load(tmp_path / "state")
+    assert (again.passes, again.next_row, again.open[3].count, list(again.open[3].squares)) == (1, 8, 2, [1, 1, 1, 1])
+    for damaged in (content[:-1], content[:300], b""):
+        (tmp_path / "state").write_bytes(damaged)
+        with pytest.raises(ArtefactError, match="state cannot be read.*to start anew"):
+            PassState.load(tmp_path / "state")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -15,8 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from asymvpr_core.arrays import load_arrays
-from asymvpr_core.errors import MemoryBankError
+from asymvpr_core.errors import ArtefactError, MemoryBankError
 from asymvpr_core.memory.rows import read_rows
 from asymvpr_core.progress import Progress, silent
 
@@ -73,25 +72,31 @@ class PassState:
     open: dict[int, Moments] = field(default_factory=dict)
 
     def save(self, file: BinaryIO) -> None:
-        """Write as .npz; the accumulators stay in float64, so that a resumed pass gives the same numbers."""
-        moments = list(self.open.values())
-        np.savez(
-            file,
-            position=np.array([self.passes, self.pass_index, self.next_row]),
-            places=np.array(list(self.open), dtype=np.int64),
-            counts=np.array([m.count for m in moments], dtype=np.int64),
-            means=np.array([m.mean for m in moments]),
-            squares=np.array([m.squares for m in moments]),
-        )
+        """Write as .npy arrays one after the other, without a second copy of the accumulators.
+
+        They stay in float64, so that a resumed pass gives the same numbers.
+        """
+        counts = [moments.count for moments in self.open.values()]
+        for values in ([self.passes, self.pass_index, self.next_row], list(self.open), counts):
+            np.lib.format.write_array(file, np.array(values, dtype=np.int64), allow_pickle=False)
+        dimension = next((len(moments.mean) for moments in self.open.values()), 0)
+        header = {"descr": "<f8", "fortran_order": False, "shape": (len(counts), 2, dimension)}
+        np.lib.format.write_array_header_2_0(file, header)
+        for moments in self.open.values():
+            file.write(moments.mean.astype("<f8", copy=False).tobytes())
+            file.write(moments.squares.astype("<f8", copy=False).tobytes())
 
     @staticmethod
     def load(path: Path) -> PassState:
         """Read what `save` wrote. Raises ArtefactError when it is damaged."""
-        names = ("position", "places", "counts", "means", "squares")
-        position, places, counts, means, squares = load_arrays(path, names, f"remove {path.parent} to start anew")
-        moments = (Moments(int(c), m, s) for c, m, s in zip(counts, means, squares, strict=True))
-        passes, pass_index, next_row = (int(number) for number in position)
-        return PassState(passes, pass_index, next_row, dict(zip((int(p) for p in places), moments, strict=True)))
+        try:
+            with open(path, "rb") as file:
+                position, places, counts, sums = (np.lib.format.read_array(file, allow_pickle=False) for _ in range(4))
+            passes, pass_index, next_row = (int(number) for number in position)
+            moments = (Moments(int(count), mean, squares) for count, (mean, squares) in zip(counts, sums, strict=True))
+            return PassState(passes, pass_index, next_row, dict(zip((int(place) for place in places), moments, strict=True)))
+        except (OSError, ValueError, EOFError) as error:
+            raise ArtefactError(f"{path} cannot be read: {error}", remedy=f"remove {path.parent} to start anew") from error
 
 
 def check_places(descriptors: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from asymvpr_core.resumable import build_resumably, save_piece
 
 CENTROIDS, VARIANCES, COUNTS, PLACES = "centroids.npy", "variances.npy", "counts.npy", "places.npy"
 FACTORS, FACTOR_OFFSETS = "factors.npy", "factor_offsets.npy"
-_STATE = "state.npz"
+_STATE = "state"
 _REMEDY = "rebuild with 'asymvpr bank build'"
 
 _PLACES_BETWEEN_CHECKPOINTS = 4096
