@@ -33,6 +33,7 @@ EXTRAS = {
         "onnx",
         "onnxscript",
         "pyproj",
+        "pytorch-metric-learning",
         "safetensors",
         "scipy",
         "tensorboard",

@@ -110,6 +110,24 @@ class CellSettings(Settings):
     heading_sectors: int = Field(4, ge=1, description="number of equal heading sectors; 1: heading is ignored")
 
 
+class BankSettings(Settings):
+    """How the descriptors of a gallery become place statistics on disk."""
+
+    rank: int = Field(0, ge=0, le=256, description="rank of the covariance beside its diagonal; 0: the paper's diagonal alone")
+    dtype: Literal["float32", "float16"] = Field("float32", description="type of stored centroids and factors; variances stay float32")
+    memory_gb: float = Field(2.0, gt=0.0, description="memory for the statistics in work [GB]")
+    cells: CellSettings = CellSettings()
+
+
+class NeighbourSettings(Settings):
+    """How the exact neighbour lists of a gallery are made, which CSD, ROP and D3still train with."""
+
+    k: int = Field(10, ge=1, le=65536, description="neighbours of every gallery image, itself included")
+    chunk_size: int = Field(4096, ge=1, description="gallery images between two saved pieces of work")
+    memory_gb: float = Field(1.0, gt=0.0, description="memory for the descriptors in work [GB]")
+    threads: int = Field(2, ge=1, description="CPU threads of the search")
+
+
 class AugmentationSettings(Settings):
     """Random changes of the training image that imitate a revisit in other light and from beside."""
 
@@ -214,6 +232,8 @@ SECTIONS: dict[str, type[Settings]] = {
     "benchmark": BenchmarkSettings,
     "gallery": GallerySettings,
     "engine": EngineSettings,
+    "bank": BankSettings,
+    "neighbours": NeighbourSettings,
     "train": TrainSettings,
     "export": ExportSettings,
     "runtime": RuntimeSettings,

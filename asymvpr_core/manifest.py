@@ -26,8 +26,14 @@ from asymvpr_core.errors import ArtefactError
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 
-Kind = Literal["gallery", "model", "run"]
-_REBUILD = {"gallery": "asymvpr gallery build", "model": "asymvpr export", "run": "asymvpr train"}
+Kind = Literal["gallery", "bank", "neighbours", "model", "run"]
+_REBUILD = {
+    "gallery": "asymvpr gallery build",
+    "bank": "asymvpr bank build",
+    "neighbours": "asymvpr bank neighbours",
+    "model": "asymvpr export",
+    "run": "asymvpr train",
+}
 
 
 class FileEntry(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,14 @@ def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Pat
 def save_piece(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file of the work folder so that it exists only when it is whole, also after a power cut."""
     write_atomically(path, write)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a finished file a second name, so that a kill before the end loses neither; a copy where there are no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _lock(descriptor: int, work: Path) -> None:

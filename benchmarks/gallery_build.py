@@ -18,9 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import machine
 import numpy as np
 import torch
-from hardware import commit, machine
 
 from asymvpr_core.config import GallerySettings, SourceSettings
 from asymvpr_core.datasets.source import open_source
@@ -67,12 +67,14 @@ def main() -> int:
         for name, run in (("build", build), ("bare", bare)) if number % 2 == 0 else (("bare", bare), ("build", build)):
             times[name].append(run())
     build_s, bare_s = statistics.median(times["build"]), statistics.median(times["bare"])
-    print(f"commit {commit()}; {machine()}; {options.threads} threads, batches of {settings.batch_size}, {options.rounds} rounds")
+    made = machine.describe("torch")
+    print(f"commit {made['commit']}; {made['processor']}, {made['cores']} cores; {options.threads} threads")
+    print(f"batches of {settings.batch_size}, {options.rounds} rounds\n")
     print("| network | images | build [images/s] | forward pass alone [images/s] | ratio |\n|---|---|---|---|---|")
     count = len(source.records)
     print(f"| `{options.network}` | {count} | {count / build_s:.2f} | {count / bare_s:.2f} | {bare_s / build_s:.3f} |")
     if options.json is not None:
-        record = {"commit": commit(), "machine": machine(), "arguments": sys.argv[1:], "seconds": times, "ratio": bare_s / build_s}
+        record = {"made_with": made, "arguments": sys.argv[1:], "seconds": times, "ratio": bare_s / build_s}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hardware import commit, machine
+from machine import describe
 
 from asymvpr_core.networks.cost import network_cost
 from asymvpr_core.networks.cpu import prepare_cpu
@@ -47,8 +47,7 @@ def main() -> int:
         rows.append(_measure(spec, reference, options.repeats))
         print(_row(rows[-1]), file=sys.stderr, flush=True)
     record = {
-        "commit": commit(),
-        "machine": machine(),
+        "made_with": describe("torch", "timm"),
         "threads": options.threads,
         "repeats": options.repeats,
         "reference": options.reference,
@@ -100,12 +99,14 @@ def _row(row: dict[str, Any]) -> str:
 
 
 def _table(rows: list[dict[str, Any]], record: dict[str, Any]) -> str:
+    made = record["made_with"]
     return "\n".join(
         [
             "",
             "    python benchmarks/networks.py --document docs/networks.md",
             "",
-            f"Commit {record['commit']}; {record['machine']}; eager torch, {record['threads']} threads, one image, random weights, "
+            f"Commit {made['commit']}; {made['processor']}, {made['cores']} cores; eager torch {made['versions']['torch']}, "
+            f"{record['threads']} threads, one image, random weights, "
             f"median of {record['repeats']} passes, each beside one of `{record['reference']}`. GMAC counts all multiply-adds; "
             "the next column says how many of them are products of two activations (attention), which some published counts leave out. "
             "The last number says how many times faster than the reference a network is.",

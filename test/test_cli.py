@@ -26,8 +26,9 @@ from asymvpr_core.types import Pose
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = (
-    ["demo"], ["gallery", "build"], ["gallery", "info"], ["gallery", "verify"], ["train"], ["export"], ["evaluate", "recall"],
-    ["evaluate", "bag"], ["dataset", "info"], ["dataset", "layouts"],
+    ["demo"], ["gallery", "build"], ["gallery", "info"], ["gallery", "verify"], ["bank", "build"], ["bank", "info"],
+    ["bank", "neighbours"], ["train"], ["export"], ["evaluate", "recall"], ["evaluate", "bag"],
+    ["dataset", "info"], ["dataset", "layouts"],
 )  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def test_help_opens_with_worked_examples():
     assert code == 0
     assert 0 < text.index("asymvpr demo --out") < text.index("Options:") < text.index("Commands:")
     listed = re.findall(r"^  (\w+) ", text[text.index("Commands:") :], re.MULTILINE)
-    assert listed == ["demo", "networks", "dataset", "gallery", "train", "export", "evaluate"]
+    assert listed == ["demo", "networks", "dataset", "gallery", "bank", "train", "export", "evaluate"]
 
 
 def examples() -> list[str]:

@@ -1,48 +1,51 @@
-"""Named networks, strict and safe weights, the projection, the query network."""
+"""The offline pair, GeM, the projection, the query network."""
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
+import timm
 import torch
 
 from asymvpr_core.errors import ArtefactError, GalleryError, NetworkError
 from asymvpr_core.networks.aggregators import GeM
 from asymvpr_core.networks.checkpoints import load_strictly, read_state
+from asymvpr_core.networks.efficientnet_lite import rename_lite
+from asymvpr_core.networks.loading import load_network
 from asymvpr_core.networks.projection import Projection, fit_projection
-from asymvpr_core.networks.query import QueryNetwork
-from asymvpr_core.networks.registry import known_networks, load_network, network_spec
+from asymvpr_core.networks.query import QueryNetwork, save_tensors
+from asymvpr_core.networks.registry import network_spec
+from asymvpr_core.networks.weights_files import find_weights
+
+LITE = ("efficientnet_lite0_gem", "efficientnet_lite2_gem")
 
 
-def test_unknown_network_lists_the_known_ones_and_the_nearest():
-    with pytest.raises(NetworkError, match="did you mean 'efficientnet_lite0_gem'.*efficientnet_lite2_gem"):
-        network_spec("efficientnet_lite0_gim")
-
-
-@pytest.mark.parametrize("spec", known_networks(), ids=lambda spec: spec.name)
-def test_imagenet_weights_load_and_describe(spec):
-    network = load_network(spec.name)
+@pytest.mark.parametrize("name", LITE)
+def test_imagenet_weights_load_and_describe(name):
+    network = load_network(name)
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     with torch.inference_mode():
-        features = network.module(torch.from_numpy(spec.preprocess(image))[None])
-    assert features.shape == (1, spec.channels)
-    assert abs(float(features.norm()) - 1) < 1e-5
+        descriptors = network.module(torch.from_numpy(network.spec.preprocess(image))[None])
+    assert descriptors.shape == (1, network.spec.dimension)
+    assert abs(float(descriptors.norm()) - 1) < 1e-5
 
 
 def test_imagenet_weights_are_really_used():
     """Every tensor of the file is in the network: the renaming drops nothing but the classifier."""
-    from asymvpr_core.networks.checkpoints import efficientnet_lite_to_timm, package_file
+    loaded = load_network("efficientnet_lite0_gem")
+    state, _ = read_state(find_weights(loaded.spec))
+    backbone = loaded.module.backbone.net.state_dict()
+    assert loaded.report.used == len(state) - 2 == len(backbone)
+    assert loaded.report.ignored == dict.fromkeys(("classifier.weight", "classifier.bias"), "the ImageNet classifier")
+    assert torch.equal(backbone["conv_head.weight"], state["_conv_head.weight"])
+    assert torch.equal(backbone["blocks.1.1.conv_pwl.weight"], state["_blocks.2._project_conv.weight"])
+    assert torch.equal(backbone["blocks.0.0.bn2.bias"], state["_blocks.0._bn2.bias"])
 
-    spec = network_spec("efficientnet_lite0_gem")
-    state = read_state(package_file(*spec.weights))
-    backbone = load_network(spec.name).module.backbone
-    renamed = efficientnet_lite_to_timm(state, backbone)
-    assert len(renamed) == len(state) - 2 and set(renamed) == set(backbone.state_dict())
-    assert torch.equal(backbone.state_dict()["conv_head.weight"], state["_conv_head.weight"])
-    assert torch.equal(backbone.state_dict()["blocks.1.1.conv_pwl.weight"], state["_blocks.2._project_conv.weight"])
-    assert torch.equal(backbone.state_dict()["blocks.0.0.bn2.bias"], state["_blocks.0._bn2.bias"])
+
+def test_renamed_lite_weights_have_the_names_and_shapes_of_timm():
+    state, _ = read_state(find_weights(network_spec("efficientnet_lite2_gem")))
+    timms = timm.create_model("tf_efficientnet_lite2", pretrained=False).state_dict()
+    assert {name: t.shape for name, t in rename_lite(state).items()} == {name: t.shape for name, t in timms.items()}
 
 
 def test_gem_equals_the_naive_formula():
@@ -52,38 +55,14 @@ def test_gem_equals_the_naive_formula():
 
 
 def test_weights_of_another_network_are_refused_with_names():
-    state = load_network("efficientnet_lite0_gem").module.backbone.state_dict()
-    other = load_network("efficientnet_lite2_gem").module.backbone
+    state = network_spec("efficientnet_lite0_gem").build().backbone.state_dict()
+    other = network_spec("efficientnet_lite2_gem").build().backbone
     with pytest.raises(NetworkError, match="wrong shape"):
         load_strictly(other, state, "lite0.pth")
     changed = dict(state)
-    changed["surplus.weight"] = changed.pop("conv_stem.weight")
-    with pytest.raises(NetworkError, match="missing: conv_stem.weight; unexpected: surplus.weight"):
-        load_strictly(load_network("efficientnet_lite0_gem").module.backbone, changed, "lite0.pth")
-
-
-class _Malice:
-    def __reduce__(self):
-        return (print, ("code from a weights file ran",))
-
-
-def test_pickled_code_is_never_run(tmp_path, capsys):
-    path = tmp_path / "weights.pth"
-    with open(path, "wb") as file:
-        pickle.dump({"weight": _Malice()}, file)
-    with pytest.raises(NetworkError, match="weights.pth is damaged or holds more than tensors"):
-        read_state(path)
-    assert "code from" not in capsys.readouterr().out
-
-
-def test_truncated_and_missing_weights_are_refused(tmp_path):
-    path = tmp_path / "weights.pth"
-    torch.save({"a": torch.zeros(100)}, path)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(NetworkError, match="damaged"):
-        load_network("efficientnet_lite0_gem", path)
-    with pytest.raises(NetworkError, match="there is no weights file"):
-        load_network("efficientnet_lite0_gem", tmp_path / "none.pth")
+    changed["surplus.weight"] = changed.pop("net.conv_stem.weight")
+    with pytest.raises(NetworkError, match="missing: net.conv_stem.weight; unexpected: surplus.weight"):
+        load_strictly(network_spec("efficientnet_lite0_gem").build().backbone, changed, "lite0.pth")
 
 
 @pytest.mark.parametrize("shape", [(200, 30), (20, 60)], ids=["covariance", "gram"])
@@ -126,7 +105,9 @@ def test_query_network_keeps_batch_statistics_and_frozen_parts():
     after = network.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in after if "running" in name or "conv_stem" in name or "blocks.0." in name)
     assert not torch.equal(after["head.weight"], before["head.weight"])
-    assert not torch.equal(after["pooled.backbone.blocks.6.0.conv_pw.weight"], before["pooled.backbone.blocks.6.0.conv_pw.weight"])
+    assert not torch.equal(
+        after["encoder.backbone.net.blocks.6.0.conv_pw.weight"], before["encoder.backbone.net.blocks.6.0.conv_pw.weight"]
+    )
     frozen = QueryNetwork.from_pretrained(load_network("efficientnet_lite0_gem"), 16, seed=0)
     frozen.freeze(1.0)
     assert [name for name, p in frozen.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
@@ -143,3 +124,32 @@ def test_query_network_is_saved_and_read_strictly(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"short")
     with pytest.raises(ArtefactError, match="cannot be read"):
         other.load(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("name", ["dinov2_vits14_gem_42px", "vit_tiny_patch16_224_gem", "resnet18_gem_64px"])
+def test_every_kind_of_backbone_can_be_frozen_in_parts(name):
+    network = QueryNetwork(network_spec(name), 8)
+    stages = network.encoder.backbone.stages
+    network.freeze(0.5)
+    frozen = [not any(p.requires_grad for p in stage.parameters()) for stage in stages]
+    assert frozen == [True] * (len(stages) // 2) + [False] * (len(stages) - len(stages) // 2)
+    network.freeze(1.0)
+    assert [name for name, p in network.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+
+
+def test_a_network_without_stages_can_only_be_trained_as_a_whole():
+    network = QueryNetwork(network_spec("efficientnet_lite0_gem"), 8, encoder=torch.nn.Conv2d(3, 1280, 1))
+    network.freeze(0)
+    with pytest.raises(NetworkError, match="efficientnet_lite0_gem does not say its stages"):
+        network.freeze(0.5)
+
+
+def test_saved_tensors_may_share_memory_and_leave_nothing_half_written(tmp_path):
+    tied = torch.randn(3, 2)
+    save_tensors({"a": tied, "b": tied, "c": tied.T}, tmp_path / "w.safetensors")
+    state, _ = read_state(tmp_path / "w.safetensors")
+    assert torch.equal(state["a"], tied) and torch.equal(state["b"], tied) and torch.equal(state["c"], tied.T)
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtefactError, match="cannot be written"):
+        save_tensors({"a": tied}, tmp_path / "file" / "w.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "w.safetensors"]

@@ -22,6 +22,7 @@ _EXTRAS = {
     "onnx": "train",
     "onnxscript": "train",
     "pyproj": "report",
+    "pytorch_metric_learning": "train",
     "ray": "ray",
     "safetensors": "train",
     "scipy": "report",

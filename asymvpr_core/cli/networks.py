@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(help="name of a network", metavar="NAME", show_default=False)]
+
+_WIDTH = 120  # characters of the table where it goes to a file or a pipe
 
 # Of the families with many dimensions, those that the short list shows.
 _SHORT_LIST = ("resnet18_512", "resnet50_512", "resnet50_2048", "resnet101_2048")
@@ -44,8 +47,9 @@ def overview(
         return
     import json
 
+    from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from asymvpr_core.networks.registry import known_networks
 
@@ -54,13 +58,15 @@ def overview(
     if json_output:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table("network", "for", "D", "params [M]", "GMAC", "input [px]", "weights", "licence")
+    # A name that is cut off could not be typed.
+    name_column = Column("network", no_wrap=True, min_width=max(len(row["name"]) for row in rows))
+    table = Table(name_column, "for", "D", "params [M]", "GMAC", "input [px]", "weights", "licence", box=box.SIMPLE_HEAD)
     for row in rows:
         table.add_row(
-            row["name"], row["role"], str(row["dimension"]), f"{row['parameters'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}",
+            row["name"], row["role"], str(row["dimension"]), _in_units(row["parameters"], 1e6), _in_units(row["macs"], 1e9),
             _size(row["preprocess"]), row["present"], row["licence"],
         )  # fmt: skip
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table)
     hidden = len(known_networks()) - len(specs)
     typer.echo(
@@ -83,8 +89,9 @@ def info(name: Name) -> None:
         "made of": spec.description,
         "meant for": f"the {spec.role}",
         "descriptor": f"{spec.dimension}-D" + (f", projected to {spec.projection_dim}-D by default" if spec.projection_dim else ""),
-        "parameters": f"{facts['parameters']:,}",
-        "multiply-adds": f"{facts['macs'] / 1e9:.3f} G, of which {facts['attention_macs'] / 1e9:.3f} G in products of two activations",
+        "parameters": _in_units(facts["parameters"], 1, 0),
+        "multiply-adds": f"{_in_units(facts['macs'], 1e9, 3)} G, of which {_in_units(facts['attention_macs'], 1e9, 3)} G "
+        "in products of two activations",
         "input": _size(facts["preprocess"]),
         "resize": f"{spec.preprocess.fit}, {spec.preprocess.resample} on {spec.preprocess.resize_dtype}",
         "mean, std": f"{spec.preprocess.mean}, {spec.preprocess.std}",
@@ -147,17 +154,25 @@ def _is_short_listed(name: str) -> bool:
 
 
 def _facts(spec: NetworkSpec) -> dict[str, Any]:
-    from asymvpr_core.networks.cost import network_cost
+    from asymvpr_core.errors import NetworkError
+    from asymvpr_core.networks.cost import NetworkCost, network_cost
     from asymvpr_core.networks.weights_files import find_weights
 
-    cost = network_cost(spec)
+    try:
+        cost: NetworkCost | None = network_cost(spec)
+    except NetworkError:  # one of the user's own, which is not to hide the others
+        cost = None
     present = find_weights(spec) is not None
     return {
         "name": spec.name, "role": spec.role, "description": spec.description, "dimension": spec.dimension,
-        "parameters": cost.parameters, "macs": cost.macs, "attention_macs": cost.attention_macs,
+        "parameters": cost and cost.parameters, "macs": cost and cost.macs, "attention_macs": cost and cost.attention_macs,
         "preprocess": spec.preprocess.model_dump(mode="json"), "licence": spec.weights.licence, "address": spec.weights.address,
         "present": ("backbone" if spec.weights.covers == "backbone" else "yes") if present else "no",
     }  # fmt: skip
+
+
+def _in_units(count: int | None, unit: float, digits: int = 2) -> str:
+    return "?" if count is None else f"{count / unit:,.{digits}f}"
 
 
 def _size(preprocess: dict[str, Any]) -> str:

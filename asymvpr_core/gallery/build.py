@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import shutil
 from pathlib import Path
@@ -23,7 +22,7 @@ from asymvpr_core.networks.cpu import prepare_cpu
 from asymvpr_core.networks.loading import LoadedNetwork, load_network
 from asymvpr_core.networks.projection import Projection, make_projection
 from asymvpr_core.progress import Progress, silent
-from asymvpr_core.resumable import build_resumably
+from asymvpr_core.resumable import build_resumably, link_or_copy
 from asymvpr_core.retrieval.index import build_index, write_index
 
 
@@ -83,14 +82,6 @@ def _describe(
     from asymvpr_core.gallery.distributed import describe_on_ray  # needs an optional package
 
     return describe_on_ray(source, settings, engine, network, weights, work, progress)
-
-
-def link_or_copy(source: str, target: str) -> None:
-    """A second name for a file, or a copy where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _write(

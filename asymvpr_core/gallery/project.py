@@ -9,10 +9,11 @@ import numpy as np
 
 from asymvpr_core.config import ProjectionSettings
 from asymvpr_core.errors import ArtefactError, GalleryError
-from asymvpr_core.gallery.build import gallery_versions, link_or_copy, write_descriptors
+from asymvpr_core.gallery.build import gallery_versions, write_descriptors
 from asymvpr_core.gallery.store import IMAGES, KEYFRAMES, PROJECTION, Gallery
 from asymvpr_core.manifest import new_folder, read_manifest, verify_files, write_manifest
 from asymvpr_core.networks.projection import Projection, make_projection
+from asymvpr_core.resumable import link_or_copy
 
 
 def project_gallery(

@@ -18,8 +18,11 @@ import torchvision
 from torch import Tensor, nn
 
 from asymvpr_core.errors import NetworkError
+from asymvpr_core.networks.shapes_only import shapes_only
+from asymvpr_core.networks.spec import Conversion, renamed
 
 _CLASSIFIERS = ("classifier", "classifier_dist", "fc", "head", "head_dist")
+_WHOLE = ("model", "body")
 _STEM = ("stem", "conv_stem", "bn1", "act1", "patch_embed", "conv1", "maxpool")
 
 
@@ -66,11 +69,11 @@ class TimmBackbone(nn.Module):
         """The name in this module of a tensor `name` of timm's whole model; None where the stage does not need it.
 
         timm's feature extractors join a container and its element by an underscore ("stages.0" becomes
-        "stages_0"), or put the whole model below "model".
+        "stages_0"), or put the whole model below "model" or "body".
         """
         own = {child for child, _ in self.net.named_children()}
-        if own == {"model"}:
-            return f"net.model.{name}"
+        if len(own) == 1 and own <= set(_WHOLE):
+            return f"net.{own.pop()}.{name}"
         parts = name.split(".")
         for length in range(1, len(parts) + 1):
             if "_".join(parts[:length]) in own:
@@ -80,7 +83,7 @@ class TimmBackbone(nn.Module):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a timm model at one input size: its `index` for timm's `out_indices`, its feature map, and what timm needs to build it."""
+    """One stage of a timm model at one input size: its index for timm's `out_indices`, its feature map, and timm's options to build it."""
 
     index: int
     stride: int
@@ -113,7 +116,7 @@ def _stages(model: str, height: int, width: int) -> list[Stage]:
     """All stages of a timm model; it runs once on torch's meta device, which computes shapes only."""
     options: dict[str, Any] = {}
     try:
-        with torch.device("meta"), torch.no_grad():
+        with shapes_only():
             image = torch.zeros(1, 3, height, width)
             net = timm.create_model(model, pretrained=False, features_only=True).eval()
             try:
@@ -124,21 +127,22 @@ def _stages(model: str, height: int, width: int) -> list[Stage]:
                 maps = net(image)
     except (RuntimeError, AttributeError, TypeError, KeyError, IndexError, ValueError, AssertionError) as error:
         raise NetworkError(
-            f"timm's {model} gives no feature maps at {width} x {height} px: {error}",
+            f"timm's {model} gives no feature maps at {width} x {height} px: {str(error) or type(error).__name__}",
             remedy="choose another backbone, or an input size that it takes",
         ) from error
     info = net.feature_info
-    shapes = [
-        tuple(m.shape[1:] if m.shape[1] == c else m.permute(0, 3, 1, 2).shape[1:]) for m, c in zip(maps, info.channels(), strict=True)
-    ]
-    # A plain vision transformer offers its last three blocks only: the position in the list is not the index.
-    return [Stage(int(i), int(r), *shape, options) for i, r, shape in zip(info.out_indices, info.reduction(), shapes, strict=True)]
+    stages = []
+    # A plain vision transformer offers its last three blocks only: the place in the list is not the index.
+    for index, stride, channels, features in zip(info.out_indices, info.reduction(), info.channels(), maps, strict=True):
+        h, w = features.shape[2:] if features.shape[1] == channels else features.shape[1:3]  # the latter: channels last
+        stages.append(Stage(int(index), int(stride), int(channels), h, w, options))
+    return stages
 
 
 @functools.cache
 def _names_of_whole(model: str) -> frozenset[str]:
     """All tensor names of timm's model with its classifier."""
-    with torch.device("meta"):
+    with shapes_only():
         return frozenset(timm.create_model(model, pretrained=False).state_dict())
 
 
@@ -147,7 +151,7 @@ def _parts(net: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     stem: list[nn.Module] = []
     stages: list[nn.Module] = []
     for name, child in net.named_children():
-        if name == "model":
+        if name in _WHOLE:
             return _parts(child)
         if name.startswith(_STEM):
             stem.append(child)
@@ -231,7 +235,7 @@ class ResNetTrunk(nn.Module):
         return self._sequence()[:4]
 
 
-def timm_checkpoint(state: Mapping[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def timm_checkpoint(state: Mapping[str, Tensor], network: nn.Module) -> Conversion:
     """Fit timm's ImageNet file to the backbone of a `DescriptorNetwork`; a file of the whole network passes as it is.
 
     What the chosen stage does not need, the classifier above all, is named as ignored. A name that
@@ -242,16 +246,17 @@ def timm_checkpoint(state: Mapping[str, Tensor], network: nn.Module) -> tuple[di
     backbone = network.get_submodule("backbone")
     own = backbone.state_dict().keys()
     known = _names_of_whole(backbone.model)  # type: ignore[arg-type]
-    used: dict[str, Tensor] = {}
     ignored: dict[str, str] = {}
-    for name, tensor in state.items():
+
+    def new_name(name: str) -> str:
         inner = backbone.names_of(name)  # type: ignore[operator]
-        if inner in own:
-            used[f"backbone.{inner}"] = tensor
-        elif name.split(".")[0] in _CLASSIFIERS:
+        return f"backbone.{inner if inner in own else name}"
+
+    for name in state:
+        if backbone.names_of(name) in own:  # type: ignore[operator]
+            continue
+        if name.split(".")[0] in _CLASSIFIERS:
             ignored[name] = "the ImageNet classifier"
         elif name in known:
             ignored[name] = "not needed for the features of the chosen stage"
-        else:
-            used[f"backbone.{name}"] = tensor
-    return used, ignored
+    return renamed({name: tensor for name, tensor in state.items() if name not in ignored}, new_name), ignored

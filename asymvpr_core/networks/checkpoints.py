@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,10 @@ from asymvpr_core.errors import NetworkError
 
 _SHOWN = 8  # names in a message
 _SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, the format's own
+
+
+class MisfitError(NetworkError):
+    """The names, shapes or types of a weights file are not the network's."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     "module." of a model in DistributedDataParallel.
 
     Raises:
-        NetworkError: missing, truncated, or holding more than tensors (pickled code is never run).
+        NetworkError: missing, truncated, or holding more than dense tensors (pickled code is never run).
     """
     path = Path(path)
     notes = []
@@ -60,22 +65,30 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         what = f"a {type(state).__name__}{' of ' + ', '.join(held) if held else ''}"
         raise NetworkError(f"weights file {path} holds {what}", expected="a flat dict of named tensors")
     flat = {str(name): tensor for name, tensor in state.items()}
+    odd = [name for name, tensor in flat.items() if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized]
+    if odd:
+        found = f"weights file {path} holds tensors that are sparse, quantised or without numbers: {_some(odd)}"
+        raise NetworkError(found, expected="dense tensors of floating-point numbers")
     if all(name.startswith("module.") for name in flat):
         flat = {name.removeprefix("module."): tensor for name, tensor in flat.items()}
         notes.append("removed 'module.' from all names")
     return flat, tuple(notes)
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str, optional: str | None = None) -> tuple[str, ...]:
+def load_strictly(
+    module: nn.Module, state: Mapping[str, Tensor], source: str, network: str = "this network", optional: str | None = None
+) -> tuple[str, ...]:
     """Load `state` into `module`; every name and shape must fit. Gives notes on what was converted.
 
     Numbers of another floating type (float16, bfloat16) are converted to the module's.
 
     Args:
+        source, network: what the error calls the file and the module.
         optional: regular expression of names that may be missing as long as all of them are.
 
     Raises:
-        NetworkError: listing missing and unexpected names and differing shapes, or naming a tensor that is not finite.
+        MisfitError: listing missing and unexpected names, differing shapes, and types that are not floating-point.
+        NetworkError: naming a tensor that is not finite.
     """
     own = module.state_dict()
     missing = sorted(own.keys() - state.keys())
@@ -85,17 +98,22 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str, o
             missing = sorted(set(missing) - may_miss)
     unexpected = sorted(state.keys() - own.keys())
     shapes = [f"{n} {tuple(state[n].shape)} for {tuple(own[n].shape)}" for n in own if n in state and state[n].shape != own[n].shape]
-    problems = [
-        f"{what}: {_some(names)}" for what, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes)) if names
+    types = [
+        f"{n} {_type(state[n])} for {_type(own[n])}"
+        for n in own
+        if n in state and own[n].is_floating_point() and not state[n].is_floating_point()
     ]
+    found = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes, "wrong type": types}
+    problems = [f"{what}: {_some(names)}" for what, names in found.items() if names]
     if problems:
-        raise NetworkError(f"{source} does not fit: {'; '.join(problems)}", remedy="give this network's own weights")
+        raise MisfitError(f"{source} does not fit {network}: {'; '.join(problems)}", remedy="give this network's own weights")
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        # float(): torch cannot tell for 8-bit floats
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise NetworkError(f"{source}: tensor {name} holds numbers that are not finite", remedy="get the file again")
     module.load_state_dict(dict(state), strict=optional is None)
-    halves = sorted({str(t.dtype).removeprefix("torch.") for n, t in state.items() if t.is_floating_point() and t.dtype != own[n].dtype})
-    return (f"converted from {', '.join(halves)} to float32",) if halves else ()
+    converted = sorted({_type(t) for n, t in state.items() if own[n].is_floating_point() and t.dtype != own[n].dtype})
+    return (f"converted from {', '.join(converted)} to float32",) if converted else ()
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -117,11 +135,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, on strange files: the error says it in one line
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise NetworkError(f"there is no weights file {path}", remedy="check the path") from error
     except IsADirectoryError as error:
         raise NetworkError(f"{path} is a folder", expected="a weights file") from error
+    except PermissionError as error:
+        raise NetworkError(f"weights file {path} cannot be read: {error.strerror}", remedy="check the permissions") from error
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         if refused is not None:
@@ -131,8 +153,15 @@ def _read_torch(path: Path) -> object:
                 remedy="where you trust it, load it with torch and save its state dict: torch.save(model.state_dict(), FILE)",
             ) from error
         raise NetworkError(f"weights file {path} is damaged or no weights file", expected="a state dict saved by torch") from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except Exception as error:  # torch's readers fail in many ways on damaged bytes, AssertionError and struct.error among them
+        if "TorchScript" in str(error):
+            found = f"weights file {path} is a TorchScript archive, which holds code"
+            raise NetworkError(found, expected="tensors only", remedy="save the state dict of the loaded module") from error
         raise NetworkError(f"weights file {path} is damaged or truncated", expected="a state dict saved by torch") from error
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _some(names: list[str]) -> str:

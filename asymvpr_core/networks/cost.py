@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from asymvpr_core.errors import NetworkError
+from asymvpr_core.networks.shapes_only import shapes_only
 from asymvpr_core.networks.spec import NetworkSpec
 
 # Products of two activations; some published counts leave those of the transformer's blocks out.
@@ -23,11 +25,17 @@ class NetworkCost:
 
 
 def network_cost(spec: NetworkSpec) -> NetworkCost:
-    """The cost of a network at its own input size."""
+    """The cost of a network at its own input size.
+
+    Raises:
+        NetworkError: a network of the user's own that looks at the values of its tensors, which are not there.
+    """
     module = spec.build_without_memory()
-    image = torch.zeros(1, 3, spec.preprocess.height, spec.preprocess.width, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(image)
+    try:
+        with shapes_only(), FlopCounterMode(display=False) as counter:
+            module(torch.zeros(1, 3, spec.preprocess.height, spec.preprocess.width))
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise NetworkError(f"the multiply-adds of {spec.name} cannot be counted without computing: {error}") from error
     total = attention = 0
     for operation, flops in counter.get_flop_counts().get("Global", {}).items():
         total += flops // 2

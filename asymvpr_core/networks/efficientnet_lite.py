@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from asymvpr_core.networks.backbones import timm_checkpoint
-from asymvpr_core.networks.spec import Conversion, WeightsSource
+from asymvpr_core.networks.spec import Conversion, WeightsSource, renamed
 
 
 @dataclass(frozen=True)
@@ -51,25 +51,24 @@ def rename_lite(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     without = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     blocks = _stage_and_block(state)
-    renamed = {}
-    for name, tensor in state.items():
+
+    def new_name(name: str) -> str:
         parts = name.split(".")
-        if parts[0] == "_blocks" and parts[1].isdigit() and int(parts[1]) < len(blocks):
+        if len(parts) > 2 and parts[0] == "_blocks" and parts[1] in blocks:
             roles = with_expansion if f"_blocks.{parts[1]}._expand_conv.weight" in state else without
-            stage, block = blocks[int(parts[1])]
-            renamed[".".join(["blocks", str(stage), str(block), roles.get(parts[2], parts[2]), *parts[3:]])] = tensor
-        else:
-            renamed[".".join([top.get(parts[0], parts[0]), *parts[1:]])] = tensor
-    return renamed
+            stage, block = blocks[parts[1]]
+            return ".".join(["blocks", str(stage), str(block), roles.get(parts[2], parts[2]), *parts[3:]])
+        return ".".join([top.get(parts[0], parts[0]), *parts[1:]])
+
+    return renamed(state, new_name)
 
 
-def _stage_and_block(state: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-    """(stage, block in it) of every block in the file: a block that changes the number of channels begins a stage."""
-    places: list[tuple[int, int]] = []
-    width = None
+def _stage_and_block(state: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """(stage, block in it) of every block in the file, by its number: a block that changes the number of channels begins a stage."""
+    places: dict[str, tuple[int, int]] = {}
+    stage, block, width = -1, -1, None
     while (projection := state.get(f"_blocks.{len(places)}._project_conv.weight")) is not None:
-        new_width = projection.shape[0]
-        stage, block = places[-1] if places else (-1, -1)
-        places.append((stage, block + 1) if new_width == width else (stage + 1, 0))
-        width = new_width
+        new_width = projection.shape[:1]
+        stage, block = (stage, block + 1) if new_width == width else (stage + 1, 0)
+        places[str(len(places))], width = (stage, block), new_width
     return places

@@ -18,7 +18,7 @@ from asymvpr_core.networks.backbones import ResNetTrunk
 from asymvpr_core.networks.descriptor_network import DescriptorNetwork
 from asymvpr_core.networks.dinov2 import DinoV2
 from asymvpr_core.networks.query_networks import lite_gem
-from asymvpr_core.networks.spec import IMAGENET_MEAN, IMAGENET_STD, Conversion, NetworkSpec, WeightsSource, as_released
+from asymvpr_core.networks.spec import IMAGENET_MEAN, IMAGENET_STD, Conversion, NetworkSpec, WeightsSource, renamed
 from asymvpr_core.preprocess import Preprocess
 
 _SALAD = "https://github.com/serizba/salad/releases/download/v1.0.0"
@@ -51,7 +51,21 @@ class WrappedDinoV2(nn.Module):
         self._attribute = attribute
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return getattr(self, self._attribute)(images)
+        return self._inside(images)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """DINOv2's."""
+        return self._inside.stages
+
+    @property
+    def stem(self) -> list[nn.Module]:
+        """DINOv2's."""
+        return self._inside.stem
+
+    @property
+    def _inside(self) -> DinoV2:
+        return getattr(self, self._attribute)
 
 
 def gallery_networks() -> list[NetworkSpec]:
@@ -151,19 +165,18 @@ def boq_resnet_names(state: Mapping[str, Tensor], module: nn.Module) -> Conversi
     """
     trained = [int(m[1]) for name in state if (m := re.match(r"backbone\.unfrozen_layers\.(\d+)\.", name))]
     frozen_parts = 6 - max(trained, default=6)
-    renamed = {}
-    for name, tensor in state.items():
+
+    def new_name(name: str) -> str:
         match = re.match(r"backbone\.(frozen|unfrozen)_layers\.(\d+)\.(.+)", name)
-        if match is not None:
-            number = int(match[2]) + (frozen_parts if match[1] == "unfrozen" else 0)
-            name = f"backbone.net.{number}.{match[3]}"
-        renamed[name] = tensor
-    return renamed, {}
+        if match is None:
+            return name
+        return f"backbone.net.{int(match[2]) + (frozen_parts if match[1] == 'unfrozen' else 0)}.{match[3]}"
+
+    return renamed(state, new_name), {}
 
 
 def megaloc_names(state: Mapping[str, Tensor], module: nn.Module) -> Conversion:
     """The names of the safetensors release for the older one, which has DINOv2 below `backbone.model` and its mask token."""
-    renamed, ignored = as_released({name.replace("backbone.model.", "backbone.", 1): tensor for name, tensor in state.items()}, module)
-    if renamed.pop("backbone.mask_token", None) is not None:
-        ignored["backbone.model.mask_token"] = "used in DINOv2's own training only"
-    return renamed, ignored
+    ignored = {name: "used in DINOv2's own training only" for name in state if re.fullmatch(r"backbone\.(model\.)?mask_token", name)}
+    used = {name: tensor for name, tensor in state.items() if name not in ignored}
+    return renamed(used, lambda name: re.sub(r"^backbone\.model\.", "backbone.", name)), ignored

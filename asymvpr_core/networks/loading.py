@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from asymvpr_core.errors import NetworkError
 from asymvpr_core.manifest import sha256_of
-from asymvpr_core.networks.checkpoints import LoadReport, load_strictly, read_state
+from asymvpr_core.networks.checkpoints import LoadReport, MisfitError, load_strictly, read_state
 from asymvpr_core.networks.registry import known_networks, network_spec
 from asymvpr_core.networks.spec import NetworkSpec
 from asymvpr_core.networks.weights_files import require_weights
@@ -62,12 +63,12 @@ def load_released(spec: NetworkSpec, module: nn.Module, path: Path) -> LoadRepor
     converted, ignored = spec.convert(state, module)
     optional = r"aggregator\." if spec.weights.covers == "backbone" else None
     try:
-        notes += load_strictly(module, converted, f"weights file {path}", optional)
-    except NetworkError as error:
+        notes += load_strictly(module, converted, f"weights file {path}", spec.name, optional)
+    except MisfitError as error:
         other = _owner(state, spec)
-        if other is not None:
-            raise NetworkError(f"weights file {path} is of {other}", expected=f"weights of {spec.name}") from error
-        raise NetworkError(error.found.replace("does not fit", f"does not fit {spec.name}", 1), remedy=error.remedy) from error
+        if other is None:
+            raise
+        raise NetworkError(f"weights file {path} is of {other}", expected=f"weights of {spec.name}") from error
     if optional is not None and not any(name.startswith("aggregator.") for name in converted) and has_aggregator_weights(module):
         notes += ("the file holds the backbone only: the aggregator starts random and has to be trained",)
     return LoadReport(len(converted), ignored, notes)
@@ -83,7 +84,7 @@ def _owner(state: Mapping[str, Tensor], wanted: NetworkSpec) -> str | None:
     for spec in known_networks():
         if spec.name == wanted.name:
             continue
-        module = spec.build_without_memory()
+        module = _without_memory(spec.name)
         own = {name: tensor.shape for name, tensor in module.state_dict().items()}
         try:
             names = {name: tensor.shape for name, tensor in spec.convert(state, module)[0].items()}
@@ -92,6 +93,11 @@ def _owner(state: Mapping[str, Tensor], wanted: NetworkSpec) -> str | None:
         if names == own or (spec.weights.covers == "backbone" and names and names == _backbone(own)):
             return spec.name
     return None
+
+
+@functools.cache
+def _without_memory(name: str) -> nn.Module:
+    return network_spec(name).build_without_memory()
 
 
 def _backbone(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asymvpr_core.errors import ArtefactError, NetworkError
+from asymvpr_core.manifest import write_atomically
 from asymvpr_core.networks.checkpoints import load_strictly
 from asymvpr_core.networks.loading import LoadedNetwork, has_aggregator_weights
 from asymvpr_core.networks.spec import NetworkSpec
@@ -62,11 +63,20 @@ class QueryNetwork(nn.Module):
             self.head.bias.copy_(torch.from_numpy(bias))
 
     def freeze(self, share: float) -> None:
-        """Exclude the stem and the first `share` of the backbone's stages from training; 1 leaves only aggregator and last layer."""
-        backbone = self.encoder.get_submodule("backbone")
-        stages: list[nn.Module] = backbone.stages  # type: ignore[assignment]
+        """Exclude the stem and the first `share` of the backbone's stages from training; 1 leaves only aggregator and last layer.
+
+        Raises:
+            NetworkError: a network of the user's own without stages, unless `share` is 0.
+        """
+        backbone = getattr(self.encoder, "backbone", None)
+        stages: list[nn.Module] | None = getattr(backbone, "stages", None)
+        if backbone is None or stages is None:
+            if share == 0:
+                return
+            found = f"{self.spec.name} does not say its stages, of which {share:g} are to be left as they are"
+            raise NetworkError(found, expected="a module 'backbone' with lists 'stages' and 'stem'", remedy="set frozen_share to 0")
         frozen = round(share * len(stages))
-        parts = [*stages[:frozen], *(backbone.stem if frozen > 0 else [])]  # type: ignore[misc]
+        parts = [*stages[:frozen], *(backbone.stem if frozen > 0 else [])]
         if frozen == len(stages):
             parts.append(backbone)
             if not has_aggregator_weights(self.encoder):  # GeM's exponent belongs to the backbone that is left as it is
@@ -98,6 +108,8 @@ class QueryNetwork(nn.Module):
 def save_tensors(state: dict[str, Tensor], path: Path) -> None:
     """Write named tensors as safetensors. Raises ArtefactError when the file cannot be written."""
     try:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+        # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
+        tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+        write_atomically(path, lambda file: save_file(tensors, file.name))
     except (SafetensorError, OSError) as error:
         raise ArtefactError(f"weights {path} cannot be written: {error}", remedy="free space or give another --out") from error

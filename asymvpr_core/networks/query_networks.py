@@ -10,6 +10,7 @@ The backbone is any timm model with feature maps, or DINOv2, the aggregator one 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import nn
 
 from asymvpr_core.errors import NetworkError
 from asymvpr_core.networks.aggregators import SALAD, BoQ, ConvAP, CosPlace, GeM, MixVPR
-from asymvpr_core.networks.backbone_kinds import BackboneKind, find_backbone
+from asymvpr_core.networks.backbone_kinds import BackboneKind, find_backbone, is_backbone
 from asymvpr_core.networks.backbones import EfficientNetLite, Stage
 from asymvpr_core.networks.descriptor_network import DescriptorNetwork
 from asymvpr_core.networks.efficientnet_lite import EFFICIENTNET_LITE, lite_checkpoint
@@ -46,14 +47,16 @@ AGGREGATORS = {
     "cosplace": AggregatorKind(lambda c, h, w: CosPlace(c, 512), lambda c: 512),
 }
 _NAME = re.compile(
-    r"(?P<backbone>[a-z0-9_.]+?)(?:@(?P<stride>\d+))?_(?P<aggregator>" + "|".join(sorted(AGGREGATORS, key=len, reverse=True)) + r")"
-    r"(?:_(?P<size>\d+)px)?"
+    r"(?P<backbone>[a-z0-9_.]+?)(?:@(?P<stride>[0-9]{1,4}))?_(?P<aggregator>"
+    + "|".join(sorted(AGGREGATORS, key=len, reverse=True))
+    + r")(?:_(?P<size>[0-9]{1,5})px)?"
 )
 
 
 def is_query_name(name: str) -> bool:
-    """Whether `name` has the form of a query network's name; its backbone may still be unknown."""
-    return _NAME.fullmatch(name) is not None
+    """Whether `name` has the form of a query network's name, of a known backbone; such a stage or size may still be missing."""
+    match = _NAME.fullmatch(name)
+    return match is not None and is_backbone(match["backbone"])
 
 
 def query_network(name: str) -> NetworkSpec:
@@ -106,17 +109,19 @@ def lite_gem(name: str, role: str, model: str, size: int) -> NetworkSpec:
 
 def _too_few_tokens(match: re.Match[str], backbone: BackboneKind, stage: Stage, clusters: int, size: int) -> NetworkError:
     """The error that says which input size, stage or aggregator works."""
-    at = f"@{match['stride']}" if match["stride"] else ""
+    name, aggregator = match["backbone"], match["aggregator"]
+    at, at_size = f"@{match['stride']}" if match["stride"] else "", f"_{size}px" if match["size"] else ""
+    enough = (math.isqrt(clusters) + 1) * stage.stride
     remedies = []
-    larger = next((s for s in range(size - size % 32 + 32, 1025, 32) if backbone.tokens(s, stage.stride) > clusters), None)
+    larger = next((s for s in range(enough, enough + 4 * stage.stride, stage.stride) if backbone.tokens(s, stage.stride) > clusters), None)
     if larger is not None:
-        remedies.append(f"a larger input: {match['backbone']}{at}_{match['aggregator']}_{larger}px")
+        remedies.append(f"a larger input: {name}{at}_{aggregator}_{larger}px")
     finer = next((s for s in (stage.stride // 2, stage.stride // 4) if backbone.tokens(size, s) > clusters), None)
     if finer is not None:
-        at_size = f"_{size}px" if match["size"] else ""
-        remedies.append(f"an earlier stage: {match['backbone']}@{finer}_{match['aggregator']}{at_size}")
+        remedies.append(f"an earlier stage: {name}@{finer}_{aggregator}{at_size}")
     tokens = stage.height * stage.width
-    remedies += [f"fewer clusters: {name}" for name, kind in AGGREGATORS.items() if 0 < kind.clusters < tokens][:1]
+    fewer = [other for other, kind in AGGREGATORS.items() if 0 < kind.clusters < tokens]
+    remedies += [f"fewer clusters: {name}{at}_{other}{at_size}" for other in fewer[:1]]
     return NetworkError(
         f"{match[0]} gives SALAD {stage.height} x {stage.width} = {tokens} tokens for {clusters} clusters",
         expected=f"at least {clusters + 1} tokens",

@@ -39,10 +39,16 @@ def register(spec: NetworkSpec) -> None:
     """Make a network of the user's own known by its name.
 
     Raises:
-        NetworkError: the name is taken.
+        NetworkError: the name is taken, or the name of its weights file in the cache.
     """
-    if spec.name in _own or spec.name in _built_in():
+    others = _built_in() | _own
+    if spec.name in others or is_query_name(spec.name):
         raise NetworkError(f"there is a network '{spec.name}' already", remedy="register yours under another name")
+    mine = spec.weights.name_in_cache
+    for other in others.values():
+        if mine is not None and mine == other.weights.name_in_cache and spec.weights.address != other.weights.address:
+            found = f"the weights of '{spec.name}' would be '{mine}' in the cache, as those of '{other.name}' are"
+            raise NetworkError(found, remedy="give its WeightsSource another file_name")
     _own[spec.name] = spec
 
 
@@ -63,11 +69,7 @@ def network_spec(name: str) -> NetworkSpec:
     if name in known:
         return known[name]
     if is_query_name(name):
-        try:
-            return _query_network(name)
-        except NetworkError as error:
-            if "has no model" not in error.found:
-                raise
+        return _query_network(name)
     names = [*known, *LISTED_QUERY_NETWORKS]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(other) for other in near)}? " if near else ""
@@ -90,11 +92,15 @@ def _load_plugins() -> None:
     Both are the user's own choice; no artefact can name a module.
     """
     for point in entry_points(group=ENTRY_POINTS):
-        point.load()
-    for module in filter(None, os.environ.get(PLUGINS_VARIABLE, "").split(",")):
         try:
-            importlib.import_module(module.strip())
-        except ModuleNotFoundError as error:
+            point.load()
+        except (ImportError, AttributeError) as error:
+            found = f"an installed package offers networks in '{point.value}', which cannot be imported: {error}"
+            raise NetworkError(found, remedy="mend or remove that package") from error
+    for module in filter(None, map(str.strip, os.environ.get(PLUGINS_VARIABLE, "").split(","))):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
             raise NetworkError(
-                f"{PLUGINS_VARIABLE} names '{module.strip()}', which cannot be imported: {error}", remedy="correct it, or set PYTHONPATH"
+                f"{PLUGINS_VARIABLE} names '{module}', which cannot be imported: {error}", remedy="correct it, or set PYTHONPATH"
             ) from error

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
+from asymvpr_core.errors import NetworkError
+from asymvpr_core.networks.shapes_only import shapes_only
 from asymvpr_core.preprocess import Preprocess
 
 # Names and tensors for a module, and the names of the file that it has no use for, each with the reason.
@@ -35,10 +36,30 @@ class WeightsSource:
     size_bytes: int | None = None
     sha256: str | None = None
 
+    @property
+    def name_in_cache(self) -> str | None:
+        """Name of the downloaded file; None where there is no address."""
+        return None if self.address is None else self.file_name or self.address.rsplit("/", 1)[-1]
+
 
 def as_released(state: Mapping[str, Tensor], module: nn.Module) -> Conversion:
     """The converter of a network that has the released names itself: nothing is renamed or ignored."""
     return dict(state), {}
+
+
+def renamed(state: Mapping[str, Tensor], new_name: Callable[[str], str]) -> dict[str, Tensor]:
+    """`state` with `new_name(name)` for every name.
+
+    Raises:
+        NetworkError: two tensors would get the same name, and one of them be lost.
+    """
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if new_name(name) in result:
+            twice = [other for other in state if new_name(other) == new_name(name)]
+            raise NetworkError(f"the weights file holds one tensor twice, as {' and '.join(twice)}", remedy="get the file again")
+        result[new_name(name)] = tensor
+    return result
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ class NetworkSpec:
 
     def build_without_memory(self) -> nn.Module:
         """The module on torch's meta device: names, shapes and counts without numbers, in milliseconds."""
-        with torch.device("meta"):
+        with shapes_only():
             return self.build().eval()
 
 

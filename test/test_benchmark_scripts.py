@@ -1,0 +1,46 @@
+"""The benchmarks run: on sizes that say nothing, so that they still work when somebody needs their numbers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+
+def run(script: str, *words: object) -> str:
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *map(str, words)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_loss_step(tmp_path: Path):
+    text = run("loss_step.py", "--batch", 4, "--places", 300, "--dimension", 64, "--repeats", 1, "--out", tmp_path / "step.json")
+    record = json.loads((tmp_path / "step.json").read_text())
+    assert record["commit"] and record["cores"] and record["versions"]["torch"]
+    for row in record["times"]:
+        assert f"| {row['method']} |" in text and row["forward_ms"] > 0
+        assert row["loss_difference"] is None or row["loss_difference"] < 1e-3
+    assert {row["method"] for row in record["memory"]} > {row["method"] for row in record["times"]}
+
+
+def test_memory_bank(tmp_path: Path):
+    text = run(
+        "memory_bank.py", "--images", 100, 200, "--dimension", 64, "--queries", 50, "--repeats", 1, "--target", 400,
+        "--folder", tmp_path, "--out", tmp_path / "bank.json",
+    )  # fmt: skip
+    record = json.loads((tmp_path / "bank.json").read_text())
+    assert [result["images"] for result in record["times"]] == [100, 200]
+    for result in record["times"]:
+        assert all(seconds > 0 for seconds in result["seconds"].values())
+        name = "lists, FAISS flat"
+        assert result["seconds"][name] == pytest.approx(result["runs_s"][name][0] * result["images"] / 50)
+    assert [row["order"] for row in record["memory"]] == ["in order", "shuffled"] * 2
+    assert "| lists, torch bfloat16 |" in text and "400 (extrapolated)" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["bank.json"]
