@@ -99,9 +99,7 @@ def precision_recall(scores: np.ndarray, correct: np.ndarray, n_opportunities: i
     f1 = 2 * true_positives / (accepted + n_opportunities)
     best = int(np.argmax(f1))
     threshold = float(thresholds[best]) if f1[best] > 0 else None
-    return PrecisionRecall(
-        thresholds, precision, recall, average_precision, float(f1[best]), threshold, n_opportunities, *of_best_match
-    )
+    return PrecisionRecall(thresholds, precision, recall, average_precision, float(f1[best]), threshold, n_opportunities, *of_best_match)
 
 
 def _over_correct_matches(true_positives: np.ndarray, precision: np.ndarray) -> tuple[float, float] | tuple[None, None]:
