@@ -55,7 +55,7 @@ def write_recall_report(out_html: Path, result: RecallResult, gallery: Gallery, 
         sections.append(_sequence(result))
     if result.comparison:
         systems = {encoder["name"]: metrics} | metrics["compared"]
-        sections += [Section("Compared", [systems_table(systems, settings.k)]), comparison_section(result.comparison)]
+        sections += [Section("Compared", [systems_table(systems, settings.k)]), comparison_section(result.comparison, list(systems))]
     sections += [*board_sections(result.predictions, queries, GalleryImages(gallery), settings), _protocol(metrics)]
     subtitle = f"{encoder['name']} on {metrics['queries']['path']} against {metrics['gallery']['path']}"
     render_report(out_html, "Place recognition: Recall@K", sections, subtitle=subtitle)
@@ -91,7 +91,7 @@ def _summary(metrics: dict[str, Any]) -> Section:
     )  # fmt: skip
     blocks: list[Block] = [
         KeyFigures(tuple(figures)),
-        Table(rows, (Column("quantity", numeric=False), Column("value"), Column("unit", numeric=False))),
+        Table(rows, (Column("quantity", numeric=False), Column("value"), Column("", numeric=False))),
     ]
     largest = max(int(k) for k in metrics["recall_at_k"])
     if largest > metrics["n_gallery"]:

@@ -225,7 +225,7 @@ def number(value: float | None, digits: int = 2) -> str:
 def interval(value: float | None, bounds: Sequence[float] | None, *, share: bool = True) -> str:
     """ "93.5 (90.1 to 96.2)": a value and its interval, as percent where it is a `share`; without bounds the value alone."""
     show = percent if share else number
-    return show(value) if value is None or bounds is None else f"{show(value)} ({show(bounds[0])} to {show(bounds[1])})"
+    return show(value) if value is None or bounds is None else f"{show(value)}\n({show(bounds[0])} to {show(bounds[1])})"
 
 
 def picture(image: np.ndarray, most_px: int = _PICTURE_WIDTH) -> np.ndarray:
