@@ -127,6 +127,9 @@ def pairs(
         list[str] | None,
         typer.Option(help="a network on both sides, without projection; may be given several times", metavar="NAME", show_default=False),
     ] = None,
+    no_heavy: Annotated[
+        bool, typer.Option("--no-heavy", help="leave the gallery's network on both sides out: its weights are not needed then")
+    ] = False,
     radius_m: Radius = None,
     max_yaw_deg: MaxYaw = None,
     k: K = None,
@@ -164,7 +167,7 @@ def pairs(
     from asymvpr_core.gallery.store import Gallery
 
     opened = None if gallery is None else Gallery.open(gallery)
-    heavy = None if opened is None else NamedEncoder.of_gallery(opened, runtime.threads, weights)
+    heavy = None if opened is None or no_heavy else NamedEncoder.of_gallery(opened, runtime.threads, weights)
     models = [QueryModel.open(path, runtime) for path in model or []]
     networks = [NamedEncoder.of_network(name, runtime.threads) for name in network or []]
     chosen = pairings_of(opened, models, networks, heavy, use_stored=database is None)

@@ -77,6 +77,11 @@ def pairings_of(
             check_pair(gallery.manifest, model.manifest, gallery.path, model.path)
         light.append(NamedEncoder.of_model(model))
     found: list[Pairing] = []
+    if gallery is not None and not use_stored and heavy is None:
+        raise EvaluationError(
+            "other reference images than the gallery's are given without the gallery's network", expected="the network, to describe them",
+            remedy="leave --no-heavy or --database out",
+        )  # fmt: skip
     if gallery is not None:
         side = None if use_stored else heavy
         name = gallery.manifest.gallery_network.name
