@@ -284,11 +284,11 @@ def test_evaluate_recall_of_ordered_queries_and_several_models(revisited: Path, 
     monkeypatch.chdir(revisited)
     make_model(revisited / "other")
     arguments = ["evaluate", "recall", "--gallery", "map", "--queries", "queries.csv", "--model", "model", "--compare", "other"]
-    options = ["--sequence", "vote", "--agreement-radius-m", "5", "--radius-m", "1", "--seed", "3", "--bootstrap-resamples", "20"]
+    options = ["--sequence", "vote", "--agreement-radius-m", "7", "--radius-m", "1", "--seed", "3", "--bootstrap-resamples", "20"]
     code, stdout, stderr = run(*arguments, *options, "--only-wrong", "--boards", "1", "--cache", "kept", "--out", "report")
     assert code == 0, stderr
     metrics = json.loads((revisited / "report" / "metrics.json").read_text())
-    assert metrics["sequence"]["matcher"]["agreement_radius_m"] == 5.0 and metrics["sequence"]["n_true"] > 0
+    assert metrics["sequence"]["matcher"]["agreement_radius_m"] == 7.0 and metrics["sequence"]["n_true"] > 0
     assert metrics["comparison"][0]["second"] == "other" and "seed 3" in metrics["protocol"]["intervals"]
     assert "sequence n_true" in stdout and "2. other" in stdout
     assert list((revisited / "kept").glob("*/*.npy"))
