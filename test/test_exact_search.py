@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
@@ -66,6 +68,33 @@ def test_reads_a_memory_map_and_clips_k(tmp_path):
     assert scores.shape == indices.shape == (2, 30)
     np.testing.assert_array_equal(indices, brute_force(descriptors, queries, 30)[1])
     assert search_exactly(mapped, queries[:0], 3)[0].shape == (0, 3)
+
+
+def test_a_memory_map_is_read_once_and_its_pages_are_given_back(tmp_path):
+    rows = 4096
+    np.save(tmp_path / "descriptors.npy", unit_rows(rows, 512, 8))  # 8 MiB
+    mapped = np.load(tmp_path / "descriptors.npy", mmap_mode="r")
+    held: list[int] = []
+
+    def watched(queries, chunk, k):
+        held.append(_mapped_kib(tmp_path / "descriptors.npy"))
+        return exact_search._on_cpu(1)(queries, chunk, k)
+
+    search_exactly(mapped, unit_rows(3, 512, 9), 5, chunk_rows=256, propose=watched)
+    # A chunk is 512 KiB; the kernel maps some pages around each that is touched, and whole large pages at most.
+    assert len(held) == 16 and max(held) <= 4096 and _mapped_kib(tmp_path / "descriptors.npy") == 0
+    assert np.isfinite(mapped).all()  # still readable
+
+
+def _mapped_kib(path) -> int:
+    """How much of a mapped file counts as memory of this process."""
+    found = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.rstrip().endswith(str(path)):
+            found = True
+        elif found and line.startswith("Rss:"):
+            return int(line.split()[1])
+    raise AssertionError(f"{path} is not mapped")
 
 
 def test_one_row_is_the_answer_to_everything():

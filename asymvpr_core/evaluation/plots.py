@@ -21,7 +21,7 @@ _CURVES = ("#1f6fb2", "#c7772b", "#7a5195", "#2f8f83", "#a23b5a")
 _MARKERS = ("o", "s", "^", "D", "v")  # a grey print tells them apart too
 _WIDTH_IN = 7.6
 _MANY_POINTS = 4000  # beyond this a vector file grows past what a phone draws smoothly
-_MANY_CURVES = 2  # beyond this a legend inside the plot would cover it
+_MANY_CURVES = 3  # beyond this a legend inside the plot would cover it
 _FAR_M = 10_000.0  # UTM coordinates: show metres from a round origin instead of seven digits
 _STYLE = {
     "font.size": 10, "axes.edgecolor": _MUTED, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _MUTED, "ytick.color": _MUTED,
@@ -86,7 +86,10 @@ def plot_map(groups: Sequence[PointGroup], gallery_xy: np.ndarray, background: S
             polygons = [polygon - origin for polygon in background]
             axes.add_collection(PolyCollection(polygons, facecolors=_BUILDING, edgecolors="#d3d9de", linewidths=0.6, zorder=0))
         x, y = (gallery_xy - origin).T
-        axes.scatter(x, y, s=7, c="#8fb3d1", marker="s", linewidths=0, zorder=1, label=f"gallery ({len(gallery_xy)})")
+        axes.scatter(
+            x, y, s=7, c="#8fb3d1", marker="s", linewidths=0, zorder=1, label=f"gallery ({len(gallery_xy)})",
+            rasterized=len(gallery_xy) > _MANY_POINTS,
+        )  # fmt: skip
         for group in groups:
             _draw_on_map(axes, group, origin)
         axes.set_aspect("equal")

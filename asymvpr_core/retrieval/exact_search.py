@@ -8,7 +8,9 @@ for every chunk size, library and device.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
+from typing import Any
 
 import faiss
 import numpy as np
@@ -61,6 +63,7 @@ def search_exactly(
             row = start + int(np.argmin(finite))
             raise RetrievalError(f"gallery descriptor {row} is not finite", remedy="rebuild with 'asymvpr gallery build'")
         _search_chunk(chunk, start, queries, best, ask)
+        _release(descriptors)
     return best.scores.astype(np.float32), best.indices
 
 
@@ -105,6 +108,15 @@ def _search_chunk(chunk: np.ndarray, start: int, queries: np.ndarray, best: _Bes
             if asked < len(chunk) and proposed[-1] + error[query] >= best.scores[query, -1]:
                 unfinished.append(query)
         waiting = np.array(unfinished, dtype=np.int64)
+
+
+def _release(descriptors: np.ndarray) -> None:
+    """Give the pages of a read-only memory map back: they are read once, and would count as memory of this process until the end."""
+    base: Any = descriptors
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    if isinstance(base, mmap.mmap) and not descriptors.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _gpus() -> int:
