@@ -79,7 +79,7 @@ def plot_map(groups: Sequence[PointGroup], gallery_xy: np.ndarray, background: S
     origin = np.where(np.abs(low) > _FAR_M, np.floor(low / 1000) * 1000, 0.0)
     low, high = _widened(low, high)
     span = high - low
-    height_in = min(0.9 * _WIDTH_IN * span[1] / span[0], 7.0) + 0.8
+    height_in = min(0.9 * _WIDTH_IN * span[1] / span[0], 7.0) + 0.95
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(height_in)
         if background:
