@@ -26,12 +26,14 @@ _BLOCK = 1000
 
 
 def write_descriptors(path: Path, rows: int, dimension: int) -> None:
-    """Write random unit rows, a block at a time."""
-    descriptors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(rows, dimension))
-    for start in range(0, rows, _BLOCK):
-        block = np.random.default_rng(start).normal(size=(min(_BLOCK, rows - start), dimension)).astype(np.float32)
-        descriptors[start : start + _BLOCK] = block / np.linalg.norm(block, axis=1, keepdims=True)
-    descriptors.flush()
+    """Write random unit rows, a block at a time; every block is the first one with its columns turned, which is quicker than drawing."""
+    block = np.random.default_rng(0).normal(size=(_BLOCK, dimension)).astype(np.float32)
+    block = (block / np.linalg.norm(block, axis=1, keepdims=True)).astype(np.float16)
+    with open(path, "wb") as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": (rows, dimension)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, rows, _BLOCK):
+            file.write(np.roll(block, start // _BLOCK, axis=1)[: rows - start].tobytes())
 
 
 def memory_mib() -> tuple[float, float]:

@@ -290,7 +290,7 @@ def test_evaluate_recall_of_ordered_queries_and_several_models(revisited: Path, 
     metrics = json.loads((revisited / "report" / "metrics.json").read_text())
     assert metrics["sequence"]["matcher"]["agreement_radius_m"] == 7.0 and metrics["sequence"]["n_true"] > 0
     assert metrics["comparison"][0]["second"] == "other" and "seed 3" in metrics["protocol"]["intervals"]
-    assert "sequence n_true" in stdout and "2. other" in stdout
+    assert "sequence n_true" in stdout and "1. model, 2. other" in stdout
     assert list((revisited / "kept").glob("*/*.npy"))
     assert "sequence" in refused(*arguments, "--sequence", "perhaps", "--out", "no")
     assert "give one of --cache and --no-cache" in misused(*arguments, "--cache", "kept", "--no-cache", "--out", "no")

@@ -17,7 +17,7 @@ from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import ArtefactError, EvaluationError, RetrievalError
 from asymvpr_core.evaluation.boards import board_sections, load_boards
 from asymvpr_core.evaluation.descriptor_cache import DescriptorCache
-from asymvpr_core.evaluation.encoders import GalleryImages, NamedEncoder, describe
+from asymvpr_core.evaluation.encoders import GalleryImages, NamedEncoder, describe, name_models
 from asymvpr_core.evaluation.pairings import evaluate_pairings, pairings_of
 from asymvpr_core.evaluation.predictions import Predictions
 from asymvpr_core.evaluation.recall import evaluate_recall
@@ -155,8 +155,10 @@ def test_what_cannot_be_paired_is_refused(world, tmp_path):
         pairings_of(None, [model], [], None, use_stored=True)
     with pytest.raises(EvaluationError, match="without the gallery's network"):
         pairings_of(gallery, [model], [], None, use_stored=False)
-    with pytest.raises(EvaluationError, match="two pairings are called 'light"):
+    with pytest.raises(EvaluationError, match="light is given twice"):
         pairings_of(gallery, [model, model], [], None, use_stored=True)
+    with pytest.raises(EvaluationError, match="two pairings are called 'half_blind"):
+        pairings_of(None, [], [HALF_BLIND, HALF_BLIND], None, use_stored=True)
     with pytest.raises(ArtefactError, match="of one pair"):
         pairings_of(gallery, [QueryModel.open(make_model(tmp_path / "other", make_identity("other")))], [], None, use_stored=True)
     pairings = pairings_of(None, [], [HALF_BLIND], None, use_stored=False)
@@ -177,6 +179,13 @@ def test_models_are_compared_on_one_gallery(world, tmp_path):
     stranger = NamedEncoder.of_model(QueryModel.open(make_model(tmp_path / "other", make_identity("other"))))
     with pytest.raises(ArtefactError, match="of one pair"):
         evaluate_recall(gallery, open_source(world / "queries"), model, SETTINGS, tmp_path / "no", compare_with=[stranger])
+
+
+def test_models_are_named_by_what_tells_their_folders_apart(tmp_path):
+    models = [QueryModel.open(make_model(tmp_path / name)) for name in ("a/seed/model", "b/seed/model")]
+    assert [named.name for named in name_models(models)] == ["a/seed/model", "b/seed/model"]
+    assert [named.name for named in name_models(models[:1])] == ["model"]
+    assert name_models([]) == []
 
 
 # Bad input

@@ -96,15 +96,19 @@ def recall(
 
     from asymvpr_core.datasets.source import open_source
     from asymvpr_core.deploy.runtime import QueryModel
-    from asymvpr_core.evaluation.encoders import NamedEncoder
+    from asymvpr_core.evaluation.encoders import name_models
     from asymvpr_core.evaluation.recall import evaluate_recall
     from asymvpr_core.gallery.store import Gallery
 
     opened = Gallery.open(gallery)
-    encoder = QueryModel.open(model, runtime) if model is not None else _gallery_encoder(opened, str(network), weights, runtime)
+    encoder: Any = QueryModel.open(model, runtime) if model is not None else _gallery_encoder(opened, str(network), weights, runtime)
+    others = [QueryModel.open(path, runtime) for path in compare or []]
+    compared = name_models([encoder, *others] if model is not None else others)
+    if others and model is not None:
+        encoder = compared.pop(0)  # beside others a model goes by its folder's name
     evaluate_recall(
         opened, open_source(queries, source), encoder, settings, out, progress=terminal_progress(),
-        compare_with=[NamedEncoder.of_model(QueryModel.open(path, runtime)) for path in compare or []],
+        compare_with=compared if others else [],
         sequence=None if sequence is None else matcher, cache=_cache(cache, no_cache, settings),
     )  # fmt: skip
     print_metrics(out)

@@ -98,8 +98,7 @@ def compare(systems: Sequence[Predictions], settings: EvaluationSettings) -> lis
         EvaluationError: two systems of one name, or of other queries or another ground truth.
     """
     names = [system.name for system in systems]
-    if len(set(names)) != len(names):
-        raise EvaluationError(f"several of the compared systems are called alike: {', '.join(names)}", expected="different names")
+    check_names(names)
     for system in systems[1:]:
         _check_same_queries(systems[0], system)
     tests = [_mcnemar(first, second) for first, second in combinations(systems, 2)]
@@ -111,6 +110,12 @@ def compare(systems: Sequence[Predictions], settings: EvaluationSettings) -> lis
         n_queries = int(systems[i].evaluable.sum())
         found.append(PairedComparison(names[i], names[j], n_queries, *test, p_holm, differences))
     return found
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise EvaluationError where two systems that are to be compared are called alike."""
+    if len(set(names)) != len(names):
+        raise EvaluationError(f"several of the compared systems are called alike: {', '.join(names)}", expected="different names")
 
 
 def _check_same_queries(a: Predictions, b: Predictions) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,6 +105,24 @@ class NamedEncoder:
         inputs = self.encoder.preprocess(decode_image(jpeg.tobytes(), "probe"))[np.newaxis]
         descriptor = np.ascontiguousarray(self.encoder.encode_batch(inputs)[0], dtype=np.float32)
         return {**self.identity, "probe_sha256": hashlib.sha256(descriptor.tobytes()).hexdigest()}
+
+
+def name_models(models: Sequence[QueryModel]) -> list[NamedEncoder]:
+    """Query models by the shortest ends of their paths that tell them apart: "model", or "a/model" and "b/model".
+
+    Raises:
+        EvaluationError: one folder is given twice.
+    """
+    paths = [model.path.resolve() for model in models]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise EvaluationError(f"the query model {twice} is given twice", expected="different models", remedy="name each once")
+    names = [path.name for path in paths]
+    length = 1
+    while len(set(names)) < len(names):
+        length += 1
+        names = ["/".join(path.parts[-length:]) for path in paths]
+    return [NamedEncoder.of_model(model, name) for model, name in zip(models, names, strict=True)]
 
 
 def _probe_picture() -> np.ndarray:

@@ -16,7 +16,7 @@ from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import EvaluationError
 from asymvpr_core.evaluation.bootstrap import COMPARISON_PROTOCOL, PairedComparison, compare, intervals
 from asymvpr_core.evaluation.descriptor_cache import DescriptorCache
-from asymvpr_core.evaluation.encoders import GalleryImages, Images, NamedEncoder, describe
+from asymvpr_core.evaluation.encoders import GalleryImages, Images, NamedEncoder, describe, name_models
 from asymvpr_core.evaluation.pairings_report import write_pairings_report
 from asymvpr_core.evaluation.predictions import Predictions, conditions_from_names
 from asymvpr_core.evaluation.protocol import check_map_frames, gallery_identity, write_metrics
@@ -66,16 +66,15 @@ def pairings_of(
         use_stored: the gallery side of the gallery's network is read from the gallery, not described again.
 
     Raises:
-        EvaluationError: nothing to pair, models of one name, or models without a gallery.
+        EvaluationError: nothing to pair, something given twice, or models without a gallery.
         ArtefactError: a model of another pair than the gallery's.
     """
     if models and gallery is None:
         raise EvaluationError("query models are given without a gallery", expected="--gallery, the gallery that they were trained for")
-    light = []
     for model in models:
         if gallery is not None:
             check_pair(gallery.manifest, model.manifest, gallery.path, model.path)
-        light.append(NamedEncoder.of_model(model))
+    light = name_models(models)
     found: list[Pairing] = []
     if gallery is not None and not use_stored and heavy is None:
         raise EvaluationError(
@@ -90,9 +89,9 @@ def pairings_of(
             found.append(Pairing(f"{name}, both sides", "symmetric", heavy, side))
     found += [Pairing(f"{encoder.name}, both sides", "symmetric", encoder, encoder) for encoder in light]
     found += [Pairing(f"{encoder.name} without projection, both sides", "symmetric", encoder, encoder) for encoder in networks]
-    names = [pairing.name for pairing in found]
     if not found:
         raise EvaluationError("there is nothing to evaluate", expected="--gallery, --model or --network", remedy="give at least one")
+    names = [pairing.name for pairing in found]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise EvaluationError(

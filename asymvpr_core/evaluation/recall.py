@@ -15,7 +15,7 @@ from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.datasets.ground_truth import find_positives
 from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import EvaluationError
-from asymvpr_core.evaluation.bootstrap import COMPARISON_PROTOCOL, PairedComparison, compare, intervals
+from asymvpr_core.evaluation.bootstrap import COMPARISON_PROTOCOL, PairedComparison, check_names, compare, intervals
 from asymvpr_core.evaluation.descriptor_cache import DescriptorCache
 from asymvpr_core.evaluation.encoders import Encoder, NamedEncoder, describe
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall
@@ -125,6 +125,7 @@ def evaluate_recall(
     for each in encoders:
         if isinstance(each.encoder, QueryModel):
             check_pair(gallery.manifest, each.encoder.manifest, gallery.path, each.encoder.path)
+    check_names([each.name for each in encoders])
     truth = ground_truth(queries, gallery.keyframes, settings, f"gallery {gallery.path}")
     check_map_frames(gallery, queries.map_frame, str(queries.root))
     if conditions is None:
@@ -155,7 +156,7 @@ def evaluate_recall(
                 "comparison": [pair.as_json() for pair in comparison],
             }),
             "gallery": gallery_identity(gallery),
-            "encoder": encoder_identity(first.encoder, gallery),
+            "encoder": encoder_identity(first.encoder, gallery) | {"name": first.name},
             "queries": {"path": str(queries.root), "layout": queries.layout, "map_frame": queries.map_frame},
         }  # fmt: skip
         result = RecallResult(metrics, predictions, sweep_of(predictions), Path(out), run, tuple(answers[1:]), tuple(comparison))
