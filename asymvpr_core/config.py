@@ -224,6 +224,12 @@ class EvaluationSettings(Settings):
     radius_m: float = Field(25.0, gt=0.0, description="a gallery image within this distance [m] is a correct match")
     max_yaw_deg: float | None = Field(None, gt=0.0, le=180.0, description="largest yaw difference [deg] of a correct match; None: any")
     k: tuple[PositiveInt, ...] = Field((1, 5, 10), min_length=1, description="the K of Recall@K")
+    bootstrap_resamples: int = Field(1000, ge=0, description="resamples of the queries behind every interval; 0: no intervals")
+    confidence: float = Field(0.95, gt=0.0, lt=1.0, description="share of the resamples that an interval covers")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the resampling")
+    cache_limit_gb: float = Field(4.0, gt=0.0, description="size of the descriptor cache [GB] beyond which the oldest files go")
+    boards: int = Field(8, ge=0, le=200, description="most prediction boards of a kind in the report")
+    only_wrong: bool = Field(False, description="show prediction boards of wrong best matches only")
 
 
 # The sections of a settings file: one file holds the settings of all stages.

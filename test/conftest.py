@@ -21,5 +21,8 @@ os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(REPOSITORY / "config" / "fastd
 os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"
 os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="asymvpr_test_ros_log_")
 atexit.register(shutil.rmtree, os.environ["ROS_LOG_DIR"], ignore_errors=True)
+# Evaluations keep descriptors there: a test must neither find what another run left nor leave anything.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="asymvpr_test_cache_")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 # The ROS 2 wheels of the package registry do not announce themselves to ament_index.
 os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)

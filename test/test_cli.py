@@ -27,7 +27,8 @@ from asymvpr_core.types import Pose
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = (
     ["demo"], ["gallery", "build"], ["gallery", "info"], ["gallery", "verify"], ["bank", "build"], ["bank", "info"],
-    ["bank", "neighbours"], ["train"], ["export"], ["evaluate", "recall"], ["evaluate", "bag"],
+    ["bank", "neighbours"], ["train"], ["export"], ["evaluate", "recall"], ["evaluate", "pairs"],
+    ["evaluate", "bag"],
     ["dataset", "info"], ["dataset", "layouts"],
 )  # fmt: skip
 
@@ -279,6 +280,46 @@ def test_evaluate_recall(revisited: Path, monkeypatch: pytest.MonkeyPatch):
     assert metrics["protocol"]["radius_m"] == 1.0
     assert "recall@1" in stdout and "n_without_positive" in stdout and "within 1 m" in stdout
     assert (revisited / "report" / "report.html").is_file()
+
+
+def test_evaluate_recall_of_ordered_queries_and_several_models(revisited: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(revisited)
+    make_model(revisited / "other")
+    arguments = ["evaluate", "recall", "--gallery", "map", "--queries", "queries.csv", "--model", "model", "--compare", "other"]
+    options = ["--sequence", "vote", "--agreement-radius-m", "7", "--radius-m", "1", "--seed", "3", "--bootstrap-resamples", "20"]
+    code, stdout, stderr = run(*arguments, *options, "--only-wrong", "--boards", "1", "--cache", "kept", "--out", "report")
+    assert code == 0, stderr
+    metrics = json.loads((revisited / "report" / "metrics.json").read_text())
+    assert metrics["sequence"]["matcher"]["agreement_radius_m"] == 7.0 and metrics["sequence"]["n_true"] > 0
+    assert metrics["comparison"][0]["second"] == "other" and "seed 3" in metrics["protocol"]["intervals"]
+    assert "sequence n_true" in stdout and "1. model, 2. other" in stdout
+    assert list((revisited / "kept").glob("*/*.npy"))
+    assert "sequence" in refused(*arguments, "--sequence", "perhaps", "--out", "no")
+    assert "give one of --cache and --no-cache" in misused(*arguments, "--cache", "kept", "--no-cache", "--out", "no")
+
+
+def test_evaluate_pairs(revisited: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(revisited)
+    arguments = ["evaluate", "pairs", "--queries", "queries.csv", "--radius-m", "1", "--bootstrap-resamples", "20", "--no-cache"]
+    code, stdout, stderr = run(*arguments, "--gallery", "map", "--model", "model", "--no-heavy", "--out", "pairs")
+    assert code == 0, stderr
+    metrics = json.loads((revisited / "pairs" / "metrics.json").read_text())
+    assert {name: values["recall_at_k"]["1"] for name, values in metrics["systems"].items()} == {
+        "model on grid8_mean": 1.0, "model, both sides": 1.0,
+    }  # fmt: skip
+    assert "1 and 2" in stdout and "within 1 m" in stdout and (revisited / "pairs" / "report.html").is_file()
+    assert "unknown network 'grid8_mean'" in refused(*arguments, "--gallery", "map", "--model", "model", "--out", "no")
+    assert "nothing to evaluate" in refused(*arguments, "--out", "no")
+
+
+def test_evaluate_pairs_of_networks_by_name(revisited: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(revisited)
+    arguments = ["evaluate", "pairs", "--queries", "queries.csv", "--database", "queries.csv", "--radius-m", "0.1"]
+    code, _, stderr = run(*arguments, "--network", "efficientnet_lite0_gem", "--threads", "1", "--out", "networks")
+    assert code == 0, stderr
+    (system,) = json.loads((revisited / "networks" / "metrics.json").read_text())["systems"].values()
+    assert system["recall_at_k"]["1"] == 1.0  # every image finds itself
+    assert system["query_side"]["dimension"] == 1280 and len(system["query_side"]["weights_sha256"]) == 64
 
 
 def test_evaluate_bag(revisited: Path, monkeypatch: pytest.MonkeyPatch):

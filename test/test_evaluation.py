@@ -19,7 +19,7 @@ from asymvpr_core.datasets.source import open_source
 from asymvpr_core.datasets.trajectory import Trajectory, read_tum, write_tum
 from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import ArtefactError, BagError, EvaluationError
-from asymvpr_core.evaluation import recall as recall_module
+from asymvpr_core.evaluation import encoders as encoders_module
 from asymvpr_core.evaluation.bag import evaluate_bag, evaluate_run
 from asymvpr_core.evaluation.outcomes import Outcome
 from asymvpr_core.evaluation.protocol import check_map_frames
@@ -213,7 +213,7 @@ def test_position_error_leaves_out_queries_without_a_positive(world, tmp_path):
 
 
 def test_recall_equals_brute_force_over_descriptors(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(recall_module, "_BATCH", 4)  # 14 queries: three full batches and a rest
+    monkeypatch.setattr(encoders_module, "_BATCH", 4)  # 14 queries: three full batches and a rest
     gallery, model, queries = Gallery.open(world / "gallery_utm"), QueryModel.open(world / "model"), open_source(world / "queries")
     result = evaluate_recall(gallery, queries, model, EvaluationSettings(radius_m=5.0, k=(1, 3)), tmp_path / "out")
     hits, counted = {1: 0, 3: 0}, 0

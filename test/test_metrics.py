@@ -12,8 +12,8 @@ from asymvpr_core.errors import EvaluationError
 from asymvpr_core.evaluation.loop_closure import precision_recall
 from asymvpr_core.evaluation.outcomes import Outcome, detection_delay, judge
 from asymvpr_core.evaluation.picture_pairs import choose_apart
-from asymvpr_core.evaluation.recall import recall_at_k
 from asymvpr_core.evaluation.recall_report import spread_by_heading
+from asymvpr_core.evaluation.retrieval_metrics import recall_at_k
 from asymvpr_core.types import ImageRecord, Match, MatchResult, Pose
 
 # Recall@K

@@ -13,8 +13,20 @@ from tiny_artefacts import make_picture
 
 from asymvpr_core.errors import EvaluationError
 from asymvpr_core.evaluation.loop_closure import precision_recall
-from asymvpr_core.evaluation.plots import BAD, GOOD, PointGroup, plot_map, plot_precision_recall, plot_score_distance, plot_timeline
+from asymvpr_core.evaluation.plots import (
+    BAD,
+    GOOD,
+    PointGroup,
+    plot_map,
+    plot_precision_recall,
+    plot_recall,
+    plot_score_distance,
+    plot_timeline,
+)
 from asymvpr_core.evaluation.report import (
+    Board,
+    BoardImage,
+    Boards,
     Column,
     Figure,
     ImagePair,
@@ -24,6 +36,7 @@ from asymvpr_core.evaluation.report import (
     Section,
     Table,
     Text,
+    interval,
     number,
     percent,
     render_report,
@@ -111,6 +124,32 @@ def test_pictures_survive_the_report(tmp_path):
     assert np.abs(shown.astype(int) - make_picture(1)).mean() < 5  # JPEG's loss, and red is still red
 
 
+def test_boards_say_in_words_what_their_colours_say(tmp_path):
+    answers = (
+        BoardImage(make_picture(1), "1", ("score 0.9", "3.0 m"), "good", "✓ correct"),
+        BoardImage(None, "2", ("score 0.8",), "bad", "✗ wrong"),
+    )
+    board = Board(BoardImage(make_picture(0), "query 7", ("night",)), answers, "Wrong", "bad", "why <it> is wrong")
+    html = render_report(tmp_path / "report.html", "Title", [Section("Failures", [Boards((board,), "the caption")])]).read_text()
+    page = _Page(html)
+    for words in ("the caption", "query 7", "night", "✓ correct", "✗ wrong", "3.0 m", "no picture", "why <it> is wrong", "Wrong"):
+        assert words in page.text
+    assert [image["alt"] for image in page.images] == ["query 7, night", "1, ✓ correct, score 0.9, 3.0 m"]
+    assert html.count('class="tone-good"') == 1 and html.count('class="tone-bad"') == 1 and "--answers: 2" in html
+
+
+def test_the_report_has_a_dark_side_that_is_not_printed(tmp_path):
+    html = render_report(tmp_path / "report.html", "Title", _everything()).read_text()
+    assert "@media screen and (prefers-color-scheme: dark)" in html
+    assert '<meta name="viewport" content="width=device-width' in html and "@media print" in html
+
+
+def test_interval():
+    assert interval(0.935, (0.901, 0.962)) == "93.5\n(90.1 to 96.2)"
+    assert interval(0.4, (0.1, 0.8), share=False) == "0.40\n(0.10 to 0.80)"
+    assert interval(0.935, None) == "93.5" and interval(None, (0.0, 1.0)) == "–"
+
+
 def test_large_pictures_are_shrunk_with_their_aspect_ratio():
     pair = ImagePair(np.zeros((900, 1600, 3), np.uint8), None, "", "", "")
     shown = cv2.imdecode(np.frombuffer(base64.b64decode(pair.left_uri.split(",")[1]), np.uint8), cv2.IMREAD_COLOR)
@@ -170,6 +209,25 @@ def test_maps_of_any_shape_have_a_sensible_size(span):
     gallery = np.array([[448_200.0, 5_411_800.0], [448_200.0 + span[0], 5_411_800.0 + span[1]]])
     width, height = (float(v) for v in re.search(rb'<svg [^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"', plot_map([], gallery)).groups())
     assert width == pytest.approx(547.2) and 0.25 < height / width < 1.1
+
+
+def test_a_large_gallery_is_drawn_as_a_picture():
+    # A million markers as vectors would be a file of a hundred megabytes.
+    grid = np.stack(np.meshgrid(np.arange(100.0), np.arange(100.0)), axis=-1).reshape(-1, 2)
+    assert len(plot_map([], grid)) < 200_000
+
+
+def test_recall_over_k_draws_every_system():
+    hits = {"a": np.array([[True, False], [False, True]]), "b": np.array([[True, True], [False, False]])}
+    svg = plot_recall(hits).decode()
+    assert "a, Recall@1 50.0 %" in svg and "b, Recall@1 50.0 %" in svg
+
+
+def test_many_curves_have_their_legend_outside():
+    sweep = precision_recall(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]), 2)
+    many = plot_precision_recall([(name, sweep) for name in "abcd"]).decode()
+    assert "a, AP 0.833" in many and "at 100 % precision" not in many
+    assert "a: recall 50.0 % at 100 % precision" in plot_precision_recall([(name, sweep) for name in "ab"]).decode()
 
 
 def test_other_plots_draw_every_finite_point():

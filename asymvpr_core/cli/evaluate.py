@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from asymvpr_core.cli.evaluation_tables import print_metrics, print_pairings
 from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
 from asymvpr_core.config import EvaluationSettings, MatcherSettings, RuntimeSettings, SourceSettings, make_settings
@@ -18,27 +19,56 @@ Radius = Annotated[float | None, setting(EvaluationSettings, "radius_m")]
 MaxYaw = Annotated[float | None, setting(EvaluationSettings, "max_yaw_deg")]
 K = Annotated[str | None, setting(EvaluationSettings, "k", metavar="N,N,…")]
 Threads = Annotated[int | None, setting(RuntimeSettings, "threads")]
-_NOT_NUMBERS = ("protocol", "gallery", "encoder", "queries", "source")  # parts of metrics.json that say what was compared
+Resamples = Annotated[int | None, setting(EvaluationSettings, "bootstrap_resamples")]
+Seed = Annotated[int | None, setting(EvaluationSettings, "seed")]
+BoardsOption = Annotated[int | None, setting(EvaluationSettings, "boards")]
+OnlyWrong = Annotated[bool, typer.Option("--only-wrong", help="show prediction boards of wrong best matches only")]
+Queries = Annotated[Path, typer.Option(help="folder of @…@.jpg images, csv file, or rosbag2", metavar="SOURCE", show_default=False)]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", help="folder that keeps descriptors (default: ~/.cache/asymvpr/descriptors)", metavar="DIR", show_default=False
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="compute every descriptor and keep none")]
 
 
 @app.command()
 def recall(
     gallery: GalleryOption,
-    queries: Annotated[Path, typer.Option(help="folder of @…@.jpg images, csv file, or rosbag2", metavar="SOURCE", show_default=False)],
+    queries: Queries,
     out: Annotated[Path, out_option("the result: metrics.json, predictions.csv, report.html")],
     model: Annotated[Path | None, typer.Option(help="query model that describes the queries", metavar="DIR", show_default=False)] = None,
     network: Annotated[
         str | None,
         typer.Option(help="instead of --model: the gallery's own network describes the queries too", metavar="NAME", show_default=False),
     ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(help="another query model of the same gallery; may be given several times", metavar="DIR", show_default=False),
+    ] = None,
+    sequence: Annotated[
+        str | None,
+        typer.Option(
+            help="the queries are consecutive frames: run the robot's matcher over them too", metavar="off|vote", show_default=False
+        ),
+    ] = None,
+    score_threshold: Annotated[float | None, setting(MatcherSettings, "score_threshold")] = None,
+    agreement_radius_m: Annotated[float | None, setting(MatcherSettings, "agreement_radius_m")] = None,
     radius_m: Radius = None,
     max_yaw_deg: MaxYaw = None,
     k: K = None,
+    bootstrap_resamples: Resamples = None,
+    seed: Seed = None,
+    boards: BoardsOption = None,
+    only_wrong: OnlyWrong = False,
     image_topic: ImageTopic = None,
     pose_topic: PoseTopic = None,
     trajectory: Trajectory = None,
     weights: Weights = None,
     threads: Threads = None,
+    cache: Cache = None,
+    no_cache: NoCache = False,
     config: Config = None,
 ) -> None:
     """Recall@K of the queries against a gallery; queries without a positive are counted apart.
@@ -49,22 +79,108 @@ def recall(
           --radius-m 25 --k 1,5,10 --out report
       asymvpr evaluate recall --gallery map --queries images/queries \\
           --network efficientnet_lite2_gem --out upper_bound
+      asymvpr evaluate recall --gallery map --queries images/queries --model model \\
+          --compare other_model --sequence vote --agreement-radius-m 45 --out report
     """
     if (model is None) == (network is None):
         raise typer.BadParameter("give one of --model and --network", param_hint="'--model' / '--network'")
-    settings = make_settings(EvaluationSettings, config, radius_m=radius_m, max_yaw_deg=max_yaw_deg, k=_parse_k(k))
+    settings = make_settings(
+        EvaluationSettings, config, radius_m=radius_m, max_yaw_deg=max_yaw_deg, k=_parse_k(k),
+        bootstrap_resamples=bootstrap_resamples, seed=seed, boards=boards, only_wrong=only_wrong or None,
+    )  # fmt: skip
     source = make_settings(SourceSettings, config, image_topic=image_topic, pose_topic=pose_topic, trajectory_file=trajectory)
     runtime = make_settings(RuntimeSettings, config, threads=threads)
+    matcher = make_settings(
+        MatcherSettings, config, sequence=sequence, score_threshold=score_threshold, agreement_radius_m=agreement_radius_m
+    )
 
     from asymvpr_core.datasets.source import open_source
     from asymvpr_core.deploy.runtime import QueryModel
+    from asymvpr_core.evaluation.encoders import name_models
     from asymvpr_core.evaluation.recall import evaluate_recall
     from asymvpr_core.gallery.store import Gallery
 
     opened = Gallery.open(gallery)
-    encoder = QueryModel.open(model, runtime) if model is not None else _gallery_encoder(opened, str(network), weights, runtime)
-    evaluate_recall(opened, open_source(queries, source), encoder, settings, out, progress=terminal_progress())
-    _print_metrics(out)
+    encoder: Any = QueryModel.open(model, runtime) if model is not None else _gallery_encoder(opened, str(network), weights, runtime)
+    others = [QueryModel.open(path, runtime) for path in compare or []]
+    compared = name_models([encoder, *others] if model is not None else others)
+    if others and model is not None:
+        encoder = compared.pop(0)  # beside others a model goes by its folder's name
+    evaluate_recall(
+        opened, open_source(queries, source), encoder, settings, out, progress=terminal_progress(),
+        compare_with=compared if others else [],
+        sequence=None if sequence is None else matcher, cache=_cache(cache, no_cache, settings),
+    )  # fmt: skip
+    print_metrics(out)
+
+
+@app.command()
+def pairs(
+    queries: Queries,
+    out: Annotated[Path, out_option("the result: metrics.json, predictions/, report.html")],
+    gallery: Annotated[
+        Path | None, typer.Option(help="gallery whose network, projection and images are used", metavar="DIR", show_default=False)
+    ] = None,
+    database: Annotated[
+        Path | None, typer.Option(help="reference images instead of the gallery's own", metavar="SOURCE", show_default=False)
+    ] = None,
+    model: Annotated[
+        list[Path] | None, typer.Option(help="query model of the gallery; may be given several times", metavar="DIR", show_default=False)
+    ] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="a network on both sides, without projection; may be given several times", metavar="NAME", show_default=False),
+    ] = None,
+    no_heavy: Annotated[
+        bool, typer.Option("--no-heavy", help="leave the gallery's network on both sides out: its weights are not needed then")
+    ] = False,
+    radius_m: Radius = None,
+    max_yaw_deg: MaxYaw = None,
+    k: K = None,
+    bootstrap_resamples: Resamples = None,
+    seed: Seed = None,
+    boards: BoardsOption = None,
+    only_wrong: OnlyWrong = False,
+    weights: Weights = None,
+    threads: Threads = None,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    config: Config = None,
+) -> None:
+    """Every pairing of networks on the same queries, compared: asymmetric, heavy on both sides, light on both sides.
+
+    \b
+    Each --model is evaluated against the gallery and on both sides, the gallery's network on both
+    sides, and each --network on both sides as it is. --weights is the gallery network's.
+    \b
+    Examples
+      asymvpr evaluate pairs --gallery map --queries images/queries --model model --out pairs
+      asymvpr evaluate pairs --database images/database --queries images/queries \\
+          --network efficientnet_lite0_gem --network efficientnet_lite2_gem --out networks
+    """
+    settings = make_settings(
+        EvaluationSettings, config, radius_m=radius_m, max_yaw_deg=max_yaw_deg, k=_parse_k(k),
+        bootstrap_resamples=bootstrap_resamples, seed=seed, boards=boards, only_wrong=only_wrong or None,
+    )  # fmt: skip
+    source, runtime = make_settings(SourceSettings, config), make_settings(RuntimeSettings, config, threads=threads)
+
+    from asymvpr_core.datasets.source import open_source
+    from asymvpr_core.deploy.runtime import QueryModel
+    from asymvpr_core.evaluation.encoders import NamedEncoder
+    from asymvpr_core.evaluation.pairings import evaluate_pairings, pairings_of
+    from asymvpr_core.gallery.store import Gallery
+
+    opened = None if gallery is None else Gallery.open(gallery)
+    heavy = None if opened is None or no_heavy else NamedEncoder.of_gallery(opened, runtime.threads, weights)
+    models = [QueryModel.open(path, runtime) for path in model or []]
+    networks = [NamedEncoder.of_network(name, runtime.threads) for name in network or []]
+    chosen = pairings_of(opened, models, networks, heavy, use_stored=database is None)
+    evaluate_pairings(
+        open_source(queries, source), chosen, settings, out, gallery=opened,
+        database=None if database is None else open_source(database, source),
+        cache=_cache(cache, no_cache, settings), progress=terminal_progress(),
+    )  # fmt: skip
+    print_pairings(out)
 
 
 @app.command()
@@ -102,7 +218,15 @@ def bag(
     evaluate_bag(
         bag, gallery, model, source=source, evaluation=evaluation, matcher=matcher, runtime=runtime, out=out, progress=terminal_progress()
     )
-    _print_metrics(out)
+    print_metrics(out)
+
+
+def _cache(folder: Path | None, off: bool, settings: EvaluationSettings) -> Any:
+    if off and folder is not None:
+        raise typer.BadParameter("give one of --cache and --no-cache", param_hint="'--cache' / '--no-cache'")
+    from asymvpr_core.evaluation.descriptor_cache import DescriptorCache, default_cache_folder
+
+    return None if off else DescriptorCache(folder or default_cache_folder(), round(settings.cache_limit_gb * 1e9))
 
 
 def _parse_k(text: str | None) -> tuple[int, ...] | None:
@@ -137,30 +261,3 @@ def _gallery_encoder(gallery: Any, network: str, weights: Path | None, runtime: 
             remedy="name the gallery's own network, or build a gallery with the other one",
         )
     return GalleryEncoder.open(gallery, runtime.threads, weights)
-
-
-def _print_metrics(out: Path) -> None:
-    """The numbers of metrics.json as a table, below the rule by which they were counted."""
-    import json
-
-    from rich.console import Console
-    from rich.table import Table
-
-    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    table = Table(show_header=False)
-    for name, value in metrics.items():
-        if name == "recall_at_k":
-            value = {f"recall@{k}": recall for k, recall in value.items()}
-        elif isinstance(value, dict) and name not in _NOT_NUMBERS:
-            value = {f"{name} {part}": number for part, number in value.items()}
-        elif not isinstance(value, dict):
-            value = {name: value}
-        else:
-            continue
-        for label, number in value.items():
-            if isinstance(number, int | float):
-                table.add_row(label, f"{number:.4g}" if isinstance(number, float) else str(number))
-    console = Console(highlight=False)
-    console.print(f"correct match: {metrics['protocol']['correct_match']}", markup=False)
-    console.print(table)
-    console.print(f"report: {out / 'report.html'}", markup=False)

@@ -30,7 +30,7 @@ from asymvpr_core.evaluation.protocol import (
     percentiles,
     write_metrics,
 )
-from asymvpr_core.evaluation.recall import recall_at_k
+from asymvpr_core.evaluation.retrieval_metrics import recall_at_k
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import new_folder
 from asymvpr_core.progress import Progress, silent

@@ -16,9 +16,14 @@ class PrecisionRecall:
     `thresholds` (T,) are the distinct scores, descending; `precision` and `recall` (T,) belong to
     them. `average_precision` is the sum of (R_i - R_{i-1}) P_i over the points, without
     interpolation. Recall is counted over `n_opportunities`, so average precision is at most the
-    share of opportunities whose best match is correct; where that share is 1 it equals
-    scikit-learn's `average_precision_score`. Values that need an opportunity or a match are None
-    where there is none.
+    share of opportunities whose best match is correct.
+
+    `average_precision_of_best_match` and `area_of_best_match` count recall over the *correct* best
+    matches instead: how well the score tells right from wrong, whatever was never found. The first
+    equals scikit-learn's `average_precision_score(correct, scores)`, the second its
+    `auc(recall, precision)` over `precision_recall_curve`. None where no best match is correct.
+
+    Values that need an opportunity or a match are None where there is none.
     """
 
     thresholds: np.ndarray
@@ -28,6 +33,8 @@ class PrecisionRecall:
     max_f1: float | None
     max_f1_threshold: float | None
     n_opportunities: int
+    average_precision_of_best_match: float | None = None
+    area_of_best_match: float | None = None
 
     def recall_at_precision(self, precision: float) -> tuple[float, float | None] | tuple[None, None]:
         """Largest recall that some threshold reaches with at least `precision`, and that threshold.
@@ -81,14 +88,25 @@ def precision_recall(scores: np.ndarray, correct: np.ndarray, n_opportunities: i
     accepted = last_of_each_score + 1
     precision = true_positives / accepted
     thresholds = sorted_scores[last_of_each_score]
+    of_best_match = _over_correct_matches(true_positives, precision)
     if n_opportunities == 0:
-        return PrecisionRecall(thresholds, precision, np.zeros(len(precision)), None, None, None, 0)
+        return PrecisionRecall(thresholds, precision, np.zeros(len(precision)), None, None, None, 0, *of_best_match)
 
     recall = true_positives / n_opportunities
     average_precision = float(np.sum(np.diff(recall, prepend=0.0) * precision))
     if len(thresholds) == 0:
-        return PrecisionRecall(thresholds, precision, recall, average_precision, 0.0, None, n_opportunities)
+        return PrecisionRecall(thresholds, precision, recall, average_precision, 0.0, None, n_opportunities, *of_best_match)
     f1 = 2 * true_positives / (accepted + n_opportunities)
     best = int(np.argmax(f1))
     threshold = float(thresholds[best]) if f1[best] > 0 else None
-    return PrecisionRecall(thresholds, precision, recall, average_precision, float(f1[best]), threshold, n_opportunities)
+    return PrecisionRecall(thresholds, precision, recall, average_precision, float(f1[best]), threshold, n_opportunities, *of_best_match)
+
+
+def _over_correct_matches(true_positives: np.ndarray, precision: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """Average precision and trapezoidal area with recall counted over the correct best matches."""
+    if len(true_positives) == 0 or true_positives[-1] == 0:
+        return None, None
+    recall = np.concatenate([[0.0], true_positives / true_positives[-1]])
+    precision = np.concatenate([[1.0], precision])  # the point of no acceptance, as scikit-learn sets it
+    steps = np.diff(recall)
+    return float(np.sum(steps * precision[1:])), float(np.sum(steps * (precision[1:] + precision[:-1]) / 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import matplotlib
@@ -12,14 +12,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall
 
 _INK, _MUTED, _GRID, _BUILDING = "#1f2933", "#66727f", "#e4e8ec", "#e9ecef"
 _CURVES = ("#1f6fb2", "#c7772b", "#7a5195", "#2f8f83", "#a23b5a")
+_MARKERS = ("o", "s", "^", "D", "v")  # a grey print tells them apart too
 _WIDTH_IN = 7.6
 _MANY_POINTS = 4000  # beyond this a vector file grows past what a phone draws smoothly
+_MANY_CURVES = 3  # beyond this a legend inside the plot would cover it
 _FAR_M = 10_000.0  # UTM coordinates: show metres from a round origin instead of seven digits
 _STYLE = {
     "font.size": 10, "axes.edgecolor": _MUTED, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _MUTED, "ytick.color": _MUTED,
@@ -77,14 +79,17 @@ def plot_map(groups: Sequence[PointGroup], gallery_xy: np.ndarray, background: S
     origin = np.where(np.abs(low) > _FAR_M, np.floor(low / 1000) * 1000, 0.0)
     low, high = _widened(low, high)
     span = high - low
-    height_in = min(0.9 * _WIDTH_IN * span[1] / span[0], 7.0) + 0.8
+    height_in = min(0.9 * _WIDTH_IN * span[1] / span[0], 7.0) + 0.95
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(height_in)
         if background:
             polygons = [polygon - origin for polygon in background]
             axes.add_collection(PolyCollection(polygons, facecolors=_BUILDING, edgecolors="#d3d9de", linewidths=0.6, zorder=0))
         x, y = (gallery_xy - origin).T
-        axes.scatter(x, y, s=7, c="#8fb3d1", marker="s", linewidths=0, zorder=1, label=f"gallery ({len(gallery_xy)})")
+        axes.scatter(
+            x, y, s=7, c="#8fb3d1", marker="s", linewidths=0, zorder=1, label=f"gallery ({len(gallery_xy)})",
+            rasterized=len(gallery_xy) > _MANY_POINTS,
+        )  # fmt: skip
         for group in groups:
             _draw_on_map(axes, group, origin)
         axes.set_aspect("equal")
@@ -105,7 +110,7 @@ def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operati
         operating_point: (recall, precision) of the accepted matches, marked on the plot.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(4.0)
+        figure, axes = _figure(4.0 if len(curves) <= _MANY_CURVES else 4.0 + 0.2 * len(curves))
         for number, (name, sweep) in enumerate(curves):
             colour = _CURVES[number % len(_CURVES)]
             if len(sweep.recall) and sweep.n_opportunities:
@@ -115,6 +120,7 @@ def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operati
             full = sweep.recall_at_full_precision
             if full:
                 label = (f"{name}: " if len(curves) > 1 else "") + f"recall {100 * full:.1f} % at 100 % precision"
+                label = "_" + label if len(curves) > _MANY_CURVES else label  # matplotlib leaves such labels out of the legend
                 axes.plot([full], [1.0], "o", ms=8, mew=2, mfc="white", color=colour, label=label, zorder=4, clip_on=False)
         if operating_point is not None:
             recall_now, precision_now = operating_point
@@ -125,10 +131,35 @@ def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operati
         axes.set_xlabel("recall")
         axes.set_ylabel("precision")
         axes.grid(True)
-        if axes.lines:
+        if len(curves) > _MANY_CURVES:
+            _legend_above(figure, axes)
+        elif axes.lines:
             axes.legend(loc="lower left")
         else:
             axes.text(0.5, 0.5, "no revisit opportunity", ha="center", va="center", color=_MUTED)
+        return _svg(figure)
+
+
+def plot_recall(hits: Mapping[str, np.ndarray]) -> bytes:
+    """SVG of Recall@K over K.
+
+    Args:
+        hits: by name, (Q, K) bool: answer j of query i is correct; queries with a correct match only.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(3.2 + 0.2 * len(hits))
+        for number, (name, hit) in enumerate(hits.items()):
+            recall = np.logical_or.accumulate(hit, axis=1).mean(axis=0)
+            marker = _MARKERS[number % len(_MARKERS)]
+            colour = _CURVES[number % len(_CURVES)]
+            label = f"{name}, Recall@1 {100 * recall[0]:.1f} %"
+            axes.plot(np.arange(1, len(recall) + 1), 100 * recall, color=colour, marker=marker, ms=5, lw=1.5, label=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("K")
+        axes.set_ylabel("Recall@K [%]")
+        axes.set_ylim(top=101)
+        axes.grid(True)
+        _legend_above(figure, axes)
         return _svg(figure)
 
 

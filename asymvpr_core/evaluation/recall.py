@@ -6,16 +6,20 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from asymvpr_core.config import EvaluationSettings
+from asymvpr_core.config import EvaluationSettings, MatcherSettings
 from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.datasets.ground_truth import find_positives
 from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import EvaluationError
-from asymvpr_core.evaluation.loop_closure import PrecisionRecall, precision_recall
+from asymvpr_core.evaluation.bootstrap import COMPARISON_PROTOCOL, PairedComparison, check_names, compare, intervals
+from asymvpr_core.evaluation.descriptor_cache import DescriptorCache
+from asymvpr_core.evaluation.encoders import Encoder, NamedEncoder, describe
+from asymvpr_core.evaluation.loop_closure import PrecisionRecall
+from asymvpr_core.evaluation.predictions import Predictions, conditions_from_names
 from asymvpr_core.evaluation.protocol import (
     check_map_frames,
     check_poses,
@@ -24,87 +28,80 @@ from asymvpr_core.evaluation.protocol import (
     gallery_identity,
     heading_difference_deg,
     horizontal_distance_m,
-    median,
     write_metrics,
 )
 from asymvpr_core.evaluation.recall_report import write_recall_report
-from asymvpr_core.gallery.store import INDEX, Gallery
+from asymvpr_core.evaluation.retrieval_metrics import PROTOCOL, no_positives, statistics, statistics_by_condition, sweep_of
+from asymvpr_core.evaluation.sequence import SequenceResult, evaluate_sequence
+from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import check_pair, new_folder
-from asymvpr_core.preprocess import Preprocess
 from asymvpr_core.progress import Progress, silent
-from asymvpr_core.retrieval.index import read_index, search
+from asymvpr_core.retrieval.exact_search import search_exactly
+from asymvpr_core.types import ImageRecord
 
-_BATCH = 16
 METRICS, PREDICTIONS, REPORT = "metrics.json", "predictions.csv", "report.html"
-
-
-class Encoder(Protocol):
-    """The query side: `deploy.runtime.QueryModel`, or `gallery.encoder.GalleryEncoder`."""
-
-    @property
-    def preprocess(self) -> Preprocess: ...
-
-    @property
-    def dimension(self) -> int: ...
-
-    def encode_batch(self, inputs: np.ndarray) -> np.ndarray:
-        """(B, D) float32, L2-normalised, from pre-processed images (B, 3, H, W) float32."""
-        ...
+_FEWEST_ANSWERS = 5  # kept for the report's boards, however small the largest K
 
 
 @dataclass(frozen=True)
 class RecallResult:
-    """Recall@K and what it was counted from.
+    """One evaluated system: its protocol, its numbers, and the arrays that they were counted from.
 
-    `scores` and `indices` are (Q, K), best first; `positives[i]` are the correct gallery indices
-    of query i; `distances_m` (Q,) and `correct` (Q,) belong to the best match of each query;
-    `metrics` is what `metrics.json` holds.
+    `metrics` is what `metrics.json` holds, `protocol` a part of it. `sequence` is there where the matcher
+    ran over the queries; `compared` and `comparison` where other models answered the same queries.
     """
 
     metrics: dict[str, Any]
-    scores: np.ndarray
-    indices: np.ndarray
-    positives: Sequence[np.ndarray]
-    distances_m: np.ndarray
-    correct: np.ndarray
+    predictions: Predictions
     sweep: PrecisionRecall
     out: Path
+    sequence: SequenceResult | None = None
+    compared: tuple[Predictions, ...] = ()
+    comparison: tuple[PairedComparison, ...] = ()
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What each number of `metrics` means."""
+        return dict(self.metrics["protocol"])
 
-def recall_at_k(ranked: np.ndarray, positives: Sequence[np.ndarray], ks: Sequence[int]) -> dict[int, float]:
-    """Share of the queries with a positive that have one among their first K matches, for every K of `ks`.
+    @property
+    def scores(self) -> np.ndarray:
+        """(Q, K) float32, best first."""
+        return self.predictions.scores
 
-    Queries without a positive are left out of the count; the caller reports their number.
+    @property
+    def indices(self) -> np.ndarray:
+        """(Q, K) int64, gallery indices."""
+        return self.predictions.indices
 
-    Args:
-        ranked: (Q, K_max) gallery indices, best first; -1 where a query has fewer matches.
-        positives: Q arrays of gallery indices.
+    @property
+    def positives(self) -> Sequence[np.ndarray]:
+        """The correct gallery indices of each query."""
+        return self.predictions.positives
 
-    Raises:
-        EvaluationError: no query has a positive, or the lengths differ.
-    """
-    if len(ranked) != len(positives):
-        raise EvaluationError(f"{len(ranked)} queries are ranked, {len(positives)} have ground truth", expected="the same queries")
-    hits = [np.isin(row, positive) for row, positive in zip(ranked, positives, strict=True) if len(positive)]
-    if not hits:
-        raise _no_positives(len(positives))
-    return {k: float(np.mean([hit[:k].any() for hit in hits])) for k in ks}
+    @property
+    def distances_m(self) -> np.ndarray:
+        """(Q,) distance to the best match."""
+        return self.predictions.distances_m
 
-
-def _no_positives(queries: int) -> EvaluationError:
-    return EvaluationError(
-        f"none of {queries} queries has a correct match in the gallery", expected="at least one",
-        remedy="check that both are of one site and in one frame, or raise --radius-m",
-    )  # fmt: skip
+    @property
+    def correct(self) -> np.ndarray:
+        """(Q,) bool: the best match is correct."""
+        return self.predictions.correct
 
 
 def evaluate_recall(
     gallery: Gallery,
     queries: Dataset,
-    encoder: Encoder,
+    encoder: Encoder | NamedEncoder,
     settings: EvaluationSettings,
     out: Path,
     progress: Progress = silent,
+    *,
+    compare_with: Sequence[NamedEncoder] = (),
+    sequence: MatcherSettings | None = None,
+    cache: DescriptorCache | None = None,
+    conditions: Sequence[str] | None = None,
 ) -> RecallResult:
     """Describe all queries, search them in the gallery, and write `metrics.json`, `predictions.csv`, `report.html` to `out`.
 
@@ -112,86 +109,135 @@ def evaluate_recall(
     full precision are counted over all queries: a confident answer to a query without a correct
     match is a false match there.
 
+    Args:
+        compare_with: other encoders of the same pair, which answer the same queries.
+        sequence: the queries are consecutive frames; what the matcher accepts of them is counted too.
+        cache: where descriptors of the queries are kept; None: nowhere.
+        conditions: the condition of each query; None: as the names say it.
+
     Raises:
         EvaluationError: no queries, missing positions, frames that differ, or no query with a correct match.
-        ArtefactError: the query model is of another pair, or `out` exists or cannot be written.
+        ArtefactError: a query model is of another pair, or `out` exists or cannot be written.
         RetrievalError: descriptors of another dimension than the gallery's.
     """
-    if isinstance(encoder, QueryModel):
-        check_pair(gallery.manifest, encoder.manifest, gallery.path, encoder.path)
-    check_poses(queries.records, str(queries.root), settings.max_yaw_deg)
-    check_poses(gallery.keyframes, f"gallery {gallery.path}", settings.max_yaw_deg)
+    first = encoder if isinstance(encoder, NamedEncoder) else _named(encoder, gallery)
+    encoders = (first, *compare_with)
+    for each in encoders:
+        if isinstance(each.encoder, QueryModel):
+            check_pair(gallery.manifest, each.encoder.manifest, gallery.path, each.encoder.path)
+    check_names([each.name for each in encoders])
+    truth = ground_truth(queries, gallery.keyframes, settings, f"gallery {gallery.path}")
     check_map_frames(gallery, queries.map_frame, str(queries.root))
-    positives = find_positives(queries.records, gallery.keyframes, settings.radius_m, settings.max_yaw_deg)
-    n_with_positive = sum(len(positive) > 0 for positive in positives)
-    if not n_with_positive:
-        raise _no_positives(len(positives))
+    if conditions is None:
+        conditions = conditions_from_names([record.name for record in queries.records])
 
     with new_folder(out) as folder:
-        descriptors = describe_queries(queries, encoder, progress)
-        scores, indices = search(read_index(gallery.path / INDEX), descriptors, max(settings.k))
-        recall = recall_at_k(indices, positives, settings.k)
-        best = [gallery.keyframes[i] for i in indices[:, 0]]
-        distances_m = np.array([horizontal_distance_m(q, g) for q, g in zip(queries.records, best, strict=True)])
-        correct = np.array([i in positive for i, positive in zip(indices[:, 0], positives, strict=True)])
-        sweep = precision_recall(scores[:, 0], correct, n_with_positive)
-        evaluable = np.array([len(positive) > 0 for positive in positives])
+        answers, descriptors = [], np.empty(0, np.float32)
+        for each in encoders:
+            described = describe(queries, each, cache, progress)
+            descriptors = described if each is first else descriptors
+            answers.append(
+                predict(each.name, gallery.descriptors, described, queries.records, gallery.keyframes, truth, settings, conditions)
+            )
+        predictions = answers[0]
+        run = None
+        if sequence is not None:
+            run = evaluate_sequence(gallery, queries.records, descriptors, list(truth), sequence)
+        comparison = compare(answers, settings)
         metrics = {
-            "protocol": {
-                "task": "recall",
-                "correct_match": correct_match_rule(settings),
-                "radius_m": settings.radius_m,
-                "max_yaw_deg": settings.max_yaw_deg,
-                "k": list(settings.k),
-                "similarity": "cosine, exact search",
-                "recall_at_k": "over the queries that have a correct match in the gallery",
-                "average_precision": "over the best match of all queries, unthresholded; recall over the queries with a correct match",
-                "median_position_error_m": "horizontal distance to the best match, over the queries with a correct match",
-            },
-            "recall_at_k": {str(k): value for k, value in recall.items()},
-            "n_queries": len(positives),
-            "n_without_positive": len(positives) - n_with_positive,
+            "protocol": {"task": "recall", **protocol_of(settings), **(COMPARISON_PROTOCOL if comparison else {})},
+            **statistics(predictions, settings.k),
             "n_gallery": len(gallery),
-            "average_precision": sweep.average_precision,
-            "recall_at_full_precision": sweep.recall_at_full_precision,
-            "full_precision_threshold": sweep.full_precision_threshold,
-            "median_position_error_m": median(distances_m[evaluable]),
+            "intervals": intervals(predictions, settings),
+            "by_condition": statistics_by_condition(predictions, settings.k),
+            **({} if run is None else {"sequence": run.statistics}),
+            **({} if not comparison else {
+                "compared": {p.name: {**statistics(p, settings.k), "intervals": intervals(p, settings)} for p in answers[1:]},
+                "comparison": [pair.as_json() for pair in comparison],
+            }),
             "gallery": gallery_identity(gallery),
-            "encoder": encoder_identity(encoder, gallery),
+            "encoder": encoder_identity(first.encoder, gallery) | {"name": first.name},
             "queries": {"path": str(queries.root), "layout": queries.layout, "map_frame": queries.map_frame},
-        }
-        result = RecallResult(metrics, scores, indices, positives, distances_m, correct, sweep, Path(out))
+        }  # fmt: skip
+        result = RecallResult(metrics, predictions, sweep_of(predictions), Path(out), run, tuple(answers[1:]), tuple(comparison))
         write_metrics(folder / METRICS, metrics)
-        _write_predictions(folder / PREDICTIONS, result, gallery, queries)
-        write_recall_report(folder / REPORT, result, gallery, queries)
+        write_predictions(folder / PREDICTIONS, predictions, gallery.keyframes, queries.records)
+        write_recall_report(folder / REPORT, result, gallery, queries, settings)
     return result
 
 
-def describe_queries(queries: Dataset, encoder: Encoder, progress: Progress = silent) -> np.ndarray:
-    """(Q, D) float32 descriptors of all images of `queries`, in their order. Raises ImageError naming an unreadable image."""
-    total = len(queries.records)
-    descriptors = np.empty((total, encoder.dimension), dtype=np.float32)
-    batch: list[np.ndarray] = []
-    images = queries.read_images(list(range(total)))
-    for index, image in progress(images, "describing queries", total=total):
-        batch.append(encoder.preprocess(image))
-        if len(batch) == _BATCH or index == total - 1:
-            descriptors[index + 1 - len(batch) : index + 1] = encoder.encode_batch(np.stack(batch))
-            batch.clear()
-    return descriptors
+def _named(encoder: Encoder, gallery: Gallery) -> NamedEncoder:
+    """An encoder by the name that metrics give it."""
+    name = str(encoder_identity(encoder, gallery)["name"])
+    if isinstance(encoder, QueryModel):
+        return NamedEncoder.of_model(encoder, name)
+    return NamedEncoder(name, encoder, {"kind": "gallery network", **gallery.manifest.gallery_network.model_dump(mode="json")})
 
 
-def _write_predictions(path: Path, result: RecallResult, gallery: Gallery, queries: Dataset) -> None:
+def ground_truth(queries: Dataset, keyframes: list[ImageRecord], settings: EvaluationSettings, gallery_name: str) -> tuple[np.ndarray, ...]:
+    """The correct gallery indices of every query.
+
+    Raises:
+        EvaluationError: no queries or gallery images, positions or headings missing, or no query with a correct match.
+    """
+    check_poses(queries.records, str(queries.root), settings.max_yaw_deg)
+    check_poses(keyframes, gallery_name, settings.max_yaw_deg)
+    positives = find_positives(queries.records, keyframes, settings.radius_m, settings.max_yaw_deg)
+    if not any(len(positive) for positive in positives):
+        raise no_positives(len(positives))
+    return tuple(positives)
+
+
+def protocol_of(settings: EvaluationSettings) -> dict[str, Any]:
+    """The rules and settings that every number of an evaluation of images rests on."""
+    return {
+        "correct_match": correct_match_rule(settings),
+        "radius_m": settings.radius_m,
+        "max_yaw_deg": settings.max_yaw_deg,
+        "k": list(settings.k),
+        "confidence_percent": 100 * settings.confidence,
+        "similarity": "cosine, exact search",
+        "intervals": f"percentile bootstrap over queries, {settings.bootstrap_resamples} resamples, {100 * settings.confidence:g} %, "
+        f"seed {settings.seed}; queries with and without a correct match drawn separately",
+        **PROTOCOL,
+    }
+
+
+def predict(
+    name: str,
+    gallery_descriptors: np.ndarray,
+    query_descriptors: np.ndarray,
+    queries: Sequence[ImageRecord],
+    keyframes: Sequence[ImageRecord],
+    positives: Sequence[np.ndarray],
+    settings: EvaluationSettings,
+    conditions: Sequence[str] | None = None,
+) -> Predictions:
+    """Search every query among the gallery's descriptors, exactly, and measure how far its best match lies.
+
+    Raises:
+        RetrievalError: dimensions that differ, an empty gallery, or a descriptor that is not finite.
+    """
+    if not len(query_descriptors):
+        raise EvaluationError(f"{name} was given no queries", expected="at least one", remedy="check the query set")
+    scores, indices = search_exactly(gallery_descriptors, query_descriptors, max(*settings.k, _FEWEST_ANSWERS))
+    best = [keyframes[i] for i in indices[:, 0]]
+    distances_m = np.array([horizontal_distance_m(q, g) for q, g in zip(queries, best, strict=True)])
+    return Predictions(name, scores, indices, positives, distances_m, conditions)
+
+
+def write_predictions(path: Path, predictions: Predictions, keyframes: Sequence[ImageRecord], queries: Sequence[ImageRecord]) -> None:
+    """Write one row for each query and rank."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         columns = "query_index,query_image,n_positives,rank,gallery_index,gallery_image,score,distance_m,heading_error_deg,correct"
         writer.writerow(columns.split(","))
-        rows = zip(queries.records, result.positives, result.scores, result.indices, strict=True)
-        for query_index, (query, positive, scores, indices) in enumerate(rows):
-            for rank, (score, index) in enumerate(zip(scores, indices, strict=True), start=1):
-                keyframe = gallery.keyframes[index]
+        rows = zip(queries, predictions.positives, predictions.scores, predictions.indices, predictions.hits, strict=True)
+        for query_index, (query, positive, scores, indices, hits) in enumerate(rows):
+            for rank, (score, index, hit) in enumerate(zip(scores, indices, hits, strict=True), start=1):
+                keyframe = keyframes[index]
                 heading = heading_difference_deg(query, keyframe)
                 writer.writerow([
                     query_index, query.name, len(positive), rank, index, keyframe.name, f"{score:.6f}",
-                    f"{horizontal_distance_m(query, keyframe):.3f}", "" if np.isnan(heading) else f"{heading:.2f}", int(index in positive),
+                    f"{horizontal_distance_m(query, keyframe):.3f}", "" if np.isnan(heading) else f"{heading:.2f}", int(hit),
                 ])  # fmt: skip

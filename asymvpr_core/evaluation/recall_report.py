@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asymvpr_core.config import EvaluationSettings
 from asymvpr_core.datasets.dataset import Dataset
-from asymvpr_core.evaluation.picture_pairs import N_PAIRS, PairChoice, choose_apart, load_pairs
+from asymvpr_core.evaluation.boards import board_sections
+from asymvpr_core.evaluation.comparison_report import comparison_section, conditions_table, systems_table
+from asymvpr_core.evaluation.encoders import GalleryImages
 from asymvpr_core.evaluation.plots import BAD, GOOD, NEUTRAL, PointGroup, PointStyle, plot_map, plot_precision_recall, plot_score_distance
+from asymvpr_core.evaluation.predictions import Predictions
 from asymvpr_core.evaluation.report import (
     Block,
     Column,
     Figure,
-    ImagePairs,
     KeyFigure,
     KeyFigures,
     Section,
     Table,
+    Text,
     number,
     percent,
     render_report,
 )
+from asymvpr_core.evaluation.retrieval_metrics import sweep_of
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.types import ImageRecord
 
@@ -32,77 +37,91 @@ if TYPE_CHECKING:
 
 # Wrong best matches are many here and mostly far: points without the lines that a run's map has.
 _WRONG = PointStyle(BAD.colour, BAD.marker, 34, BAD.order)
-_BEST = "Query left, its best match right. Highest scores among the correct ones."
-_WORST = "Query left, its best match right. Highest scores among the wrong ones."
 
 
-def write_recall_report(out_html: Path, result: RecallResult, gallery: Gallery, queries: Dataset) -> None:
+def write_recall_report(out_html: Path, result: RecallResult, gallery: Gallery, queries: Dataset, settings: EvaluationSettings) -> None:
     """Write the report of one query set.
 
     Raises:
         EvaluationError: the file cannot be written.
     """
     metrics = result.metrics
-    groups = _groups(result, gallery, queries)
-    radius_m = metrics["protocol"]["radius_m"]
     encoder = metrics["encoder"]
-    sections = [
-        _summary(result),
-        Section(
-            "Map",
-            [Figure(
-                plot_map(groups, gallery.positions[:, :2]), "Map of the queries, coloured by outcome.",
-                "A line leads from a correctly matched query to its match. Queries at one position are drawn apart, along their headings.",
-            )],
-            "Each query at its true position, coloured by whether its best match is correct.",
-        ),
-        Section("Precision and recall", [
-            Figure(
-                plot_precision_recall([(encoder["name"], result.sweep)]), "Precision over recall of the best match, for every threshold.",
-                "Best match of every query, for every threshold on its score.",
-            ),
-            Figure(
-                plot_score_distance(groups, radius_m), "Score over distance of each query's best match.",
-                "A good descriptor puts everything right of the dashed line below everything left of it.",
-            ),
-        ]),
-        *_pair_sections(result, gallery, queries),
-        _protocol(result),
-    ]  # fmt: skip
+    sections = [_summary(metrics)]
+    if metrics["by_condition"]:
+        sections.append(Section("Conditions", [conditions_table(metrics["by_condition"], settings.k)]))
+    sections += [map_section(result.predictions, queries.records, gallery.positions), _precision_recall(result, gallery, queries)]
+    if result.sequence is not None:
+        sections.append(_sequence(result))
+    if result.comparison:
+        systems = {encoder["name"]: metrics} | metrics["compared"]
+        sections += [Section("Compared", [systems_table(systems, settings.k)]), comparison_section(result.comparison, list(systems))]
+    sections += [*board_sections(result.predictions, queries, GalleryImages(gallery), settings), _protocol(metrics)]
     subtitle = f"{encoder['name']} on {metrics['queries']['path']} against {metrics['gallery']['path']}"
     render_report(out_html, "Place recognition: Recall@K", sections, subtitle=subtitle)
 
 
-def _summary(result: RecallResult) -> Section:
-    metrics = result.metrics
+def _summary(metrics: dict[str, Any]) -> Section:
     n_with = metrics["n_queries"] - metrics["n_without_positive"]
-    figures = [KeyFigure(f"Recall@{k}", percent(value), "%", f"of {n_with} queries") for k, value in metrics["recall_at_k"].items()]
+    bounds = metrics["intervals"]
+
+    def between(name: str, digits: int = 1, scale: float = 100.0) -> str:
+        if name not in bounds:
+            return ""
+        return f"{metrics['protocol']['confidence_percent']:g} %: " + " to ".join(f"{scale * value:.{digits}f}" for value in bounds[name])
+
+    figures = [KeyFigure(f"Recall@{k}", percent(value), "%", between(f"recall@{k}")) for k, value in metrics["recall_at_k"].items()]
     figures += [
-        KeyFigure("average precision", number(metrics["average_precision"], 3)),
-        KeyFigure("recall at 100 % precision", percent(metrics["recall_at_full_precision"]), "%"),
+        KeyFigure("average precision", number(metrics["average_precision"], 3), "", between("average_precision", 3, 1.0)),
+        KeyFigure("recall at 100 % precision", percent(metrics["recall_at_full_precision"]), "%", between("recall_at_full_precision")),
         KeyFigure("position error, median", number(metrics["median_position_error_m"], 1), "m", "of the best match"),
     ]
     rows = (
         ("queries", str(metrics["n_queries"]), ""),
-        ("queries without a correct match in the gallery", str(metrics["n_without_positive"]), "not in Recall@K"),
+        ("of these without a correct match in the gallery", str(metrics["n_without_positive"]), "not in Recall@K"),
         ("gallery images", str(metrics["n_gallery"]), ""),
+        *[(f"Recall@{k} over all queries", percent(v), "%") for k, v in metrics["recall_at_k_of_all_queries"].items()
+          if metrics["n_without_positive"]],
+        ("recall at 99 % precision", percent(metrics["recall_at_99_precision"]), "%"),
         ("threshold at 100 % precision", number(metrics["full_precision_threshold"], 3), "cosine"),
-    )
+        ("largest F1", number(metrics["max_f1"], 3), ""),
+        ("threshold at the largest F1", number(metrics["max_f1_threshold"], 3), "cosine"),
+        ("average precision of the best match", number(metrics["average_precision_of_best_match"], 3), "recall over correct matches"),
+        ("area below that curve", number(metrics["area_of_best_match"], 3), ""),
+    )  # fmt: skip
     blocks: list[Block] = [
         KeyFigures(tuple(figures)),
-        Table(rows, (Column("quantity", numeric=False), Column("value"), Column("unit", numeric=False))),
+        Table(rows, (Column("quantity", numeric=False), Column("value"), Column("", numeric=False))),
     ]
-    return Section("Summary", blocks)
+    largest = max(int(k) for k in metrics["recall_at_k"])
+    if largest > metrics["n_gallery"]:
+        blocks.append(Text((f"The gallery holds fewer than {largest} images: a K beyond its size counts all of it.",)))
+    return Section("Summary", blocks, f"Over {n_with} queries. Correct: {metrics['protocol']['correct_match']}.")
 
 
-def _groups(result: RecallResult, gallery: Gallery, queries: Dataset) -> list[PointGroup]:
-    evaluable = np.array([len(positive) > 0 for positive in result.positives])
-    xy = spread_by_heading(queries.records)
-    matched = gallery.positions[result.indices[:, 0], :2]
-    wrong = evaluable & ~result.correct
-    outcomes = (("correct", GOOD, result.correct), ("wrong", _WRONG, wrong), ("no correct match exists", NEUTRAL, ~evaluable))
+def map_section(predictions: Predictions, queries: Sequence[ImageRecord], gallery_positions: np.ndarray) -> Section:
+    """Where the queries lie, coloured by what became of them."""
+    groups = outcome_groups(predictions, queries, gallery_positions)
+    counts = ", ".join(f"{len(group.xy)} {group.label}" for group in groups)
+    figure = Figure(
+        plot_map(groups, gallery_positions[:, :2]), f"Map of the queries: {counts}.",
+        "A line leads from a correctly matched query to its match. Queries at one position are drawn apart, along their headings.",
+    )  # fmt: skip
+    return Section("Map", [figure], "Each query at its true position, coloured by whether its best match is correct.")
+
+
+def outcome_groups(predictions: Predictions, queries: Sequence[ImageRecord], gallery_positions: np.ndarray) -> list[PointGroup]:
+    """Queries by outcome, as the plots take them; outcomes without a query are left out."""
+    xy = spread_by_heading(queries)
+    matched = gallery_positions[predictions.indices[:, 0], :2]
+    wrong = predictions.evaluable & ~predictions.correct
+    outcomes = (
+        ("correct", GOOD, predictions.correct),
+        ("wrong", _WRONG, wrong),
+        ("no correct match exists", NEUTRAL, ~predictions.evaluable),
+    )
     return [
-        PointGroup(label, style, xy[mask], matched[mask], result.scores[mask, 0], result.distances_m[mask])
+        PointGroup(label, style, xy[mask], matched[mask], predictions.scores[mask, 0], predictions.distances_m[mask])
         for label, style, mask in outcomes
         if mask.any()
     ]
@@ -121,42 +140,62 @@ def spread_by_heading(records: Sequence[ImageRecord]) -> np.ndarray:
     return xy
 
 
-def _pair_sections(result: RecallResult, gallery: Gallery, queries: Dataset) -> list[Section]:
-    by_score = np.argsort(-result.scores[:, 0], kind="stable").tolist()
-    right = choose_apart([i for i in by_score if result.correct[i]], N_PAIRS, 1)
-    wrong = choose_apart([i for i in by_score if not result.correct[i]], N_PAIRS, 1)
-    pairs = load_pairs([_choice(i, result) for i in (*right, *wrong)], queries, gallery)
-    best, worst = tuple(pairs[: len(right)]), tuple(pairs[len(right) :])
-    sections = []
-    if best:
-        sections.append(Section("Best matches", [ImagePairs(best, _BEST)]))
-    if worst:
-        sections.append(Section("Worst matches", [ImagePairs(worst, _WORST)]))
-    return sections
+def _precision_recall(result: RecallResult, gallery: Gallery, queries: Dataset) -> Section:
+    curves = [(result.predictions.name, result.sweep), *[(other.name, sweep_of(other)) for other in result.compared]]
+    groups = outcome_groups(result.predictions, queries.records, gallery.positions)
+    return Section("Precision and recall", [
+        Figure(
+            plot_precision_recall(curves), "Precision over recall of the best match, for every threshold.",
+            "Best match of every query, for every threshold on its score.",
+        ),
+        Figure(
+            plot_score_distance(groups, result.metrics["protocol"]["radius_m"]), "Score over distance of each query's best match.",
+            "A good descriptor puts everything right of the dashed line below everything left of it.",
+        ),
+    ])  # fmt: skip
 
 
-def _choice(index: int, result: RecallResult) -> PairChoice:
-    facts = (("score", f"{result.scores[index, 0]:.3f}"), ("distance", f"{result.distances_m[index]:.1f} m"))
-    if result.correct[index]:
-        verdict, tone = "Correct", "good"
-    elif len(result.positives[index]):
-        verdict, tone = "Wrong", "bad"
-    else:
-        verdict, tone = "Wrong: the gallery holds no correct match", "warn"
-    return PairChoice(index, int(result.indices[index, 0]), verdict, tone, f"query {index}", facts)  # type: ignore[arg-type]
+def _sequence(result: RecallResult) -> Section:
+    run = result.sequence
+    assert run is not None  # asked by the caller
+    values, settings = run.statistics, run.statistics["matcher"]
+    vote = settings["sequence"] == "vote"
+    label = f"with a vote of {settings['min_votes']} in {settings['sequence_length']}" if vote else "without a vote"
+    figures = KeyFigures((
+        KeyFigure("accepted", str(values["n_accepted"]), "", f"of {len(run.accepted)} frames"),
+        KeyFigure(
+            "precision of accepted", percent(values["precision_of_accepted"]), "%", f"{values['n_false']} false",
+            "neutral" if not values["n_accepted"] else "bad" if values["n_false"] else "good",
+        ),
+        KeyFigure("recall of accepted", percent(values["recall_of_accepted"]), "%", f"of {values['n_opportunities']} opportunities"),
+    ))  # fmt: skip
+    columns = (Column("", numeric=False), Column("average precision"), Column("recall at 100 % precision", "%"),
+               Column("recall at 99 % precision", "%"), Column("max F1"))  # fmt: skip
+    rows = tuple(
+        (name, number(v["average_precision"], 3), percent(v["recall_at_full_precision"]), percent(v["recall_at_99_precision"]),
+         number(v["max_f1"], 3))
+        for name, v in (("single frame", values["single_frame"]), (label, values["with_vote"]))
+    )  # fmt: skip
+    curve = plot_precision_recall([(label, run.sweep), ("single frame", run.single_frame)], run.operating_point)
+    intro = (
+        f"The queries as consecutive frames through the robot's matcher {label}, threshold {settings['score_threshold']:g}. "
+        f"Curves: {values['protocol']['sweep']}."
+    )
+    text = "Precision over recall with the vote and of the single frame, for every threshold; diamond: what was accepted."
+    return Section("Sequence", [figures, Table(rows, columns), Figure(curve, text)], intro)
 
 
-def _protocol(result: RecallResult) -> Section:
-    metrics = result.metrics
+def _protocol(metrics: dict[str, Any]) -> Section:
     protocol, gallery, encoder = metrics["protocol"], metrics["gallery"], metrics["encoder"]
-    rows = (
-        ("correct match", protocol["correct_match"]),
-        ("similarity", protocol["similarity"]),
-        ("recall at K", protocol["recall_at_k"]),
-        ("average precision", protocol["average_precision"]),
-        ("position error", protocol["median_position_error_m"]),
+    rows = [
+        *protocol_rows(protocol),
         ("gallery", f"{gallery['path']}: {gallery['n_keyframes']} images, {gallery['network']}, {gallery['dimension']}-D"),
         ("query side", f"{encoder['kind']} {encoder['name']}, pair {encoder['pair_id']}"),
         ("queries", metrics["queries"]["path"]),
-    )
-    return Section("Protocol", [Table(rows)])
+    ]
+    return Section("Protocol", [Table(tuple(rows))])
+
+
+def protocol_rows(protocol: dict[str, Any]) -> list[tuple[str, str]]:
+    """Every rule of a protocol in words; numbers and lists are settings that the rules name."""
+    return [(name.replace("_", " "), value) for name, value in protocol.items() if isinstance(value, str) and name != "task"]

@@ -130,7 +130,49 @@ class ImagePairs:
     kind: ClassVar[str] = "pairs"
 
 
-Block = Text | KeyFigures | Table | Figure | ImagePairs
+@dataclass(frozen=True)
+class BoardImage:
+    """One picture of a board, `(H, W, 3)` uint8 RGB or None where it cannot be shown, in a frame of the colour of `tone`.
+
+    `mark` is a word that says what the colour says, for those who cannot tell it.
+    """
+
+    image: np.ndarray | None
+    label: str
+    facts: tuple[str, ...] = ()
+    tone: Tone = "neutral"
+    mark: str = ""
+
+    @property
+    def uri(self) -> str | None:
+        return None if self.image is None else _jpeg_uri(self.image)
+
+    @property
+    def description(self) -> str:
+        return ", ".join(part for part in (self.label, self.mark, *self.facts) if part)
+
+
+@dataclass(frozen=True)
+class Board:
+    """A query with its answers in the order of their scores; `verdict` is a short sentence in the colour of `tone`."""
+
+    query: BoardImage
+    answers: tuple[BoardImage, ...]
+    verdict: str
+    tone: Tone = "neutral"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Boards:
+    """Boards one below the other."""
+
+    boards: tuple[Board, ...]
+    caption: str = ""
+    kind: ClassVar[str] = "boards"
+
+
+Block = Text | KeyFigures | Table | Figure | ImagePairs | Boards
 
 
 @dataclass(frozen=True)
@@ -180,12 +222,18 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
 
 
-def picture(image: np.ndarray) -> np.ndarray:
+def interval(value: float | None, bounds: Sequence[float] | None, *, share: bool = True) -> str:
+    """ "93.5 (90.1 to 96.2)": a value and its interval, as percent where it is a `share`; without bounds the value alone."""
+    show = percent if share else number
+    return show(value) if value is None or bounds is None else f"{show(value)}\n({show(bounds[0])} to {show(bounds[1])})"
+
+
+def picture(image: np.ndarray, most_px: int = _PICTURE_WIDTH) -> np.ndarray:
     """`image` shrunk to the width that a report shows, `(H, W, 3)` uint8 RGB; smaller ones stay."""
     height, width = image.shape[:2]
-    if width <= _PICTURE_WIDTH:
+    if width <= most_px:
         return image
-    return cv2.resize(image, (_PICTURE_WIDTH, max(1, round(height * _PICTURE_WIDTH / width))), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (most_px, max(1, round(height * most_px / width))), interpolation=cv2.INTER_AREA)
 
 
 def _jpeg_uri(image: np.ndarray) -> str:
