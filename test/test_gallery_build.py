@@ -7,26 +7,33 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from town_folder import make_folder
+from typer.testing import CliRunner
 
+from asymvpr_core.cli.main import app
 from asymvpr_core.config import GallerySettings
 from asymvpr_core.datasets.source import open_source
 from asymvpr_core.errors import ArtefactError, GalleryError
 from asymvpr_core.gallery.build import build_gallery
+from asymvpr_core.gallery.describe import describe_chunk
 from asymvpr_core.gallery.encoder import GalleryEncoder
 from asymvpr_core.gallery.store import Gallery
-from asymvpr_core.networks.checkpoints import read_state
-from asymvpr_core.networks.loading import load_network, random_network
+from asymvpr_core.networks.checkpoints import LoadReport, read_state
+from asymvpr_core.networks.loading import LoadedNetwork, load_network, random_network
 from asymvpr_core.networks.projection import fit_projection
 from asymvpr_core.networks.query import save_tensors
 from asymvpr_core.networks.registry import network_spec
+from asymvpr_core.networks.spec import NetworkSpec, WeightsSource
 from asymvpr_core.networks.weights_files import require_weights
+from asymvpr_core.preprocess import Preprocess
 
 pytestmark = pytest.mark.slow
 
@@ -155,6 +162,8 @@ def test_an_unreadable_image_is_reported_and_does_not_end_the_work(tmp_path):
     skipping = Gallery.open(build_gallery(source, SETTINGS, tmp_path / "skipping", skip_unreadable=True))
     assert [k.name for k in skipping.keyframes] == [names[i] for i in (1, 3, 4)] and len(skipping.descriptors) == 3
     assert sorted(skipping.manifest.details["skipped_images"]) == [names[i] for i in (0, 2, 5)]
+    shown = CliRunner().invoke(app, ["gallery", "info", str(tmp_path / "skipping")]).stdout.splitlines()
+    assert [names[i] in line for i, line in zip((0, 2, 5), shown[-3:], strict=True)] == [True] * 3
 
     for name, data in whole.items():
         (images / name).write_bytes(data)
@@ -166,6 +175,44 @@ def test_an_unreadable_image_is_reported_and_does_not_end_the_work(tmp_path):
 
     repaired = Gallery.open(build_gallery(open_source(images), SETTINGS, out, progress=counting))
     assert len(repaired) == 6 and described == [0]  # both chunks of four held an unreadable image
+
+
+def test_of_many_unreadable_images_all_are_listed_in_a_file(tmp_path):
+    images = make_folder(tmp_path / "images", places=8, looks=1)
+    source = open_source(images)
+    names = [record.name for record in source.records]
+    for name in names[:7]:
+        (images / name).write_bytes(b"")
+    with pytest.raises(GalleryError, match="and 2 more, all of them in .*unreadable.txt"):
+        build_gallery(source, SETTINGS, tmp_path / "g")
+    lines = (tmp_path / "g.partial" / "unreadable.txt").read_text().splitlines()
+    assert len(lines) == 7 and all(name in line for name, line in zip(names, lines, strict=False))
+
+
+def _described(spec: NetworkSpec, *shapes: tuple[int, int]) -> list[int]:
+    """Sizes of the batches in which `describe_chunk` gives pictures of these shapes to the network."""
+    batches = []
+
+    def describe(images):
+        batches.append(len(images))
+        return torch.zeros(len(images), 2)
+
+    network = LoadedNetwork(spec, describe, "0" * 64, LoadReport(0))
+    source = SimpleNamespace(records=[SimpleNamespace(name=str(i)) for i in range(len(shapes))])
+    describe_chunk(iter([(i, np.zeros((3, *shape), np.float32)) for i, shape in enumerate(shapes)]), source, network, 4)
+    return batches
+
+
+def test_large_pictures_in_their_own_size_share_no_batch(monkeypatch):
+    """Sixteen pictures of a telephone at once would take more memory than most machines have, and the build with it."""
+    monkeypatch.setattr("asymvpr_core.gallery.describe._BATCH_PIXELS", 200)
+    native = Preprocess(height=10, width=10, mean=(0, 0, 0), std=(1, 1, 1), fit="native")
+    spec = NetworkSpec("own", "gallery", "", torch.nn.Identity, 2, native, WeightsSource("mine"))
+    assert _described(spec, *[(10, 10)] * 5, *[(30, 30)] * 2, *[(2, 2)] * 5) == [2, 2, 1, 1, 1, 4, 1]
+    squashed = replace(spec, preprocess=native.model_copy(update={"fit": "squash"}))
+    assert _described(squashed, *[(10, 10)] * 5) == [4, 1]
+    with pytest.raises(GalleryError, match=r"own gives descriptors of shape \(1, 2\); expected \(1, 3\), as its NetworkSpec says"):
+        _described(replace(spec, dimension=3), (4, 4))
 
 
 def test_repaired_images_cost_their_chunk_only(tmp_path):

@@ -10,7 +10,9 @@ import pytest
 pytest.importorskip("torch")
 
 from town_folder import make_folder
+from typer.testing import CliRunner
 
+from asymvpr_core.cli.main import app
 from asymvpr_core.config import ExportSettings, GallerySettings, ProjectionSettings, TrainSettings
 from asymvpr_core.datasets.source import open_source
 from asymvpr_core.deploy.export import export_model
@@ -48,6 +50,15 @@ def small(full, root) -> Path:
 @pytest.fixture(scope="module")
 def run(full, root) -> Path:
     return train(full, TrainSettings(epochs=0, alignment_copies=0, threads=1, workers=0, batch_size=8), root / "run")
+
+
+def test_fewer_dimensions_than_asked_for_are_said(full, tmp_path):
+    """PCA of 16 images has at most 15 directions."""
+    result = CliRunner().invoke(app, ["gallery", "project", str(full), "--dim", "512", "--out", str(tmp_path / "g")])
+    assert result.exit_code == 0, result.stderr
+    assert "note: 15-D, where 512 were asked for: PCA of 16 images gives no more" in result.stdout
+    result = CliRunner().invoke(app, ["gallery", "project", str(full), "--dim", "15", "--out", str(tmp_path / "h")])
+    assert result.exit_code == 0 and "asked for" not in result.stdout
 
 
 def test_it_holds_the_stored_descriptors_projected(full, small):

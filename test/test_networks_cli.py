@@ -53,7 +53,8 @@ def test_the_list_shows_whole_names(few):
     code, text, stderr = run()
     assert code == 0 and "count multiply-adds" in stderr
     row = next(line for line in text.splitlines() if "tinynet_e_salad" in line)
-    assert row.split() == ["tinynet_e_salad", "query", "8448", "1.03", "0.18", "320", "x", "320", "no", "apache-2.0"]
+    assert row.split() == ["tinynet_e_salad", "query", "8448", "1.03", "0.18", "320", "x", "320", "no", "apache-2.0", "huggingface.co/timm"]
+    assert next(line for line in text.splitlines() if "cosplace_resnet18_512" in line).split()[-1] == "github.com/gmberton"
     assert "cosplace_resnet18_512" in text and "cosplace_resnet18_32 " not in text and "1 more with --all" in text
     _, text, _ = run("--all")
     assert "cosplace_resnet18_32 " in text and "more with --all" not in text

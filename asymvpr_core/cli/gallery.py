@@ -13,6 +13,8 @@ from asymvpr_core.config import EngineSettings, GallerySettings, SourceSettings,
 
 app = typer.Typer(help="Build a gallery, look at one, check one.", no_args_is_help=True, rich_markup_mode=None)
 
+_SHOWN = 20  # skipped images in a summary
+
 GalleryFolder = Annotated[Path, typer.Argument(help="folder of a gallery", metavar="DIR", show_default=False)]
 
 
@@ -83,6 +85,8 @@ def build(
         engine=engine_settings, progress=terminal_progress(),
     )  # fmt: skip
     _print_summary(out)
+    if isinstance(settings.projection_dim, int) and projection_from is None:
+        _print_shortfall(out, settings.projection_dim)
 
 
 @app.command()
@@ -121,6 +125,8 @@ def project(
 
     project_gallery(gallery, dim, settings, out, projection_from=projection_from)
     _print_summary(out)
+    if projection_from is None:
+        _print_shortfall(out, dim)
 
 
 @app.command()
@@ -165,6 +171,21 @@ def _print_summary(path: Path) -> None:
     }
     for name, value in rows.items():
         typer.echo(f"{name:12} {value}")
+    skipped = list(manifest.details.get("skipped_images", {}).values())
+    for reason in skipped[:_SHOWN]:
+        typer.echo(f"skipped      {reason}")
+    if len(skipped) > _SHOWN:
+        typer.echo(f"skipped      {len(skipped) - _SHOWN} more, all of them in {path / 'manifest.json'}")
+
+
+def _print_shortfall(path: Path, asked: int) -> None:
+    """Say where PCA gave fewer dimensions than were asked for."""
+    from asymvpr_core.gallery.store import Gallery
+
+    gallery = Gallery.open(path, verify=False)
+    dimension = gallery.manifest.gallery_network.dimension
+    if dimension < asked:
+        typer.echo(f"note: {dimension}-D, where {asked} were asked for: PCA of {len(gallery)} images gives no more")
 
 
 def _weights(sha256: str, details: dict[str, Any] | None) -> str:

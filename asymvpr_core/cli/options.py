@@ -48,5 +48,10 @@ PoseTopic = Annotated[str | None, setting(SourceSettings, "pose_topic")]
 Trajectory = Annotated[Path | None, setting(SourceSettings, "trajectory_file", "--trajectory")]
 Weights = Annotated[
     Path | None,
-    typer.Option("--weights", help="weights file instead of the installed package's", metavar="FILE", show_default=False),
+    typer.Option(
+        "--weights",
+        help="weights file of the network; not given: the installed package's or the fetched one",
+        metavar="FILE",
+        show_default=False,
+    ),
 ]

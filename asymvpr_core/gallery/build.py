@@ -64,7 +64,7 @@ def build_gallery(
 
     def build(work: Path, staging: Path) -> None:
         described = _describe(source, settings, engine or EngineSettings(), network, weights, work, progress)
-        report_unreadable(described, len(source.records), skip_unreadable)
+        report_unreadable(described, len(source.records), skip_unreadable, work)
         _write(staging, source, settings, network, described, borrowed)
         if source.layout == "bag":
             shutil.copytree(work / IMAGES, staging / IMAGES, copy_function=link_or_copy)

@@ -17,6 +17,7 @@ from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.errors import GalleryError, ImageError
 from asymvpr_core.gallery.store import IMAGES
 from asymvpr_core.image_decoding import decode_image
+from asymvpr_core.manifest import write_text_atomically
 from asymvpr_core.networks.loading import LoadedNetwork
 from asymvpr_core.preprocess import Preprocess
 from asymvpr_core.progress import Progress
@@ -25,6 +26,10 @@ from asymvpr_core.resumable import save_piece
 Item = tuple[int, np.ndarray | ImageError]
 
 _SHOWN = 5  # unreadable images in an error message
+UNREADABLE = "unreadable.txt"  # in the work folder: all of them
+
+# Pixels of a batch of pictures in their own size: one of 12 million, as telephones take, needs some 2 GB in a ResNet-18.
+_BATCH_PIXELS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -51,25 +56,30 @@ def describe(source: Dataset, settings: GallerySettings, network: LoadedNetwork,
     count = len(source.records)
     chunks = missing_chunks(source, settings, work)
     todo = [index for chunk in chunks for index in chunk]
-    prepared = _prefetched(prepared_inputs(source, todo, network.spec.preprocess, work), settings.batch_size)
+    preprocess = network.spec.preprocess
+    ahead = settings.batch_size if preprocess.is_static else 2  # pictures in their own size may be of 200 MB each
+    prepared = _prefetched(prepared_inputs(source, todo, preprocess, work), ahead)
     inputs = progress(prepared, f"describe with {settings.network}", count, count - len(todo))
     for chunk in chunks:
         save_chunk(work, chunk, describe_chunk(islice(inputs, len(chunk)), source, network, settings.batch_size))
     return collect(source, settings, work)
 
 
-def report_unreadable(described: Description, count: int, skip: bool) -> None:
-    """Refuse to go on with unreadable images unless `skip`.
+def report_unreadable(described: Description, count: int, skip: bool, work: Path) -> None:
+    """Refuse to go on with unreadable images unless `skip`; all of them with their reasons go to a text file in `work`.
 
     Raises:
-        GalleryError: naming the first ones with their reasons; or not one image could be read.
+        GalleryError: naming the first ones with their reasons, and the file; or not one image could be read.
     """
     unreadable = described.unreadable
+    (work / UNREADABLE).unlink(missing_ok=True)
+    if unreadable:
+        write_text_atomically(work / UNREADABLE, "".join(f"{reason}\n" for reason in unreadable.values()))
     if not described.kept:
         raise GalleryError(f"none of {count} images can be read; the first: {next(iter(unreadable.values()))}", remedy="check the source")
     if unreadable and not skip:
         shown = "; ".join(list(unreadable.values())[:_SHOWN])
-        more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
+        more = f"; and {len(unreadable) - _SHOWN} more, all of them in {work / UNREADABLE}" if len(unreadable) > _SHOWN else ""
         raise GalleryError(
             f"{len(unreadable)} of {count} images cannot be read: {shown}{more}",
             remedy="repair them and give the same command again, or add --skip-unreadable; what was described is kept",
@@ -142,7 +152,8 @@ def describe_chunk(inputs: Iterator[Item], source: Dataset, network: LoadedNetwo
         if isinstance(item, ImageError):
             errors[index] = str(item)
             continue
-        if waiting and (len(waiting) == batch_size or waiting[0].shape != item.shape):  # pictures of one size make a batch
+        # Pictures of one size make a batch.
+        if waiting and (waiting[0].shape != item.shape or len(waiting) == _batch_of(item, network.spec.preprocess, batch_size)):
             features.append(_forward(network, waiting, source.records[kept[-1]].name))
             waiting = []
         waiting.append(item)
@@ -153,9 +164,21 @@ def describe_chunk(inputs: Iterator[Item], source: Dataset, network: LoadedNetwo
     return ChunkResult(rows, kept, errors)
 
 
+def _batch_of(item: np.ndarray, preprocess: Preprocess, batch_size: int) -> int:
+    """How many inputs like `item` `(3, H, W)` make a batch: `batch_size`, or fewer where the pictures decide on the size and are large."""
+    return batch_size if preprocess.is_static else max(1, min(batch_size, _BATCH_PIXELS // item[0].size))
+
+
 def _forward(network: LoadedNetwork, inputs: list[np.ndarray], name: str) -> np.ndarray:
     with torch.inference_mode():
         features = network.module(torch.from_numpy(np.stack(inputs))).numpy()
+    expected = (len(inputs), network.spec.dimension)
+    if features.shape != expected:  # of a network of the user's own
+        raise GalleryError(
+            f"{network.spec.name} gives descriptors of shape {features.shape}",
+            expected=f"{expected}, as its NetworkSpec says",
+            remedy="correct its dimension or its build",
+        )
     if not np.isfinite(features).all():
         raise GalleryError(f"{network.spec.name} gives descriptors that are not finite near image {name}", remedy="check the weights file")
     return features

@@ -157,7 +157,9 @@ def _read_torch(path: Path) -> object:
         if "TorchScript" in str(error):
             found = f"weights file {path} is a TorchScript archive, which holds code"
             raise NetworkError(found, expected="tensors only", remedy="save the state dict of the loaded module") from error
-        raise NetworkError(f"weights file {path} is damaged or truncated", expected="a state dict saved by torch") from error
+        raise NetworkError(
+            f"weights file {path} is damaged or truncated", expected="a state dict saved by torch", remedy="get the file again"
+        ) from error
 
 
 def _type(tensor: Tensor) -> str:
