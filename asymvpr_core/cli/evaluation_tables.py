@@ -12,7 +12,6 @@ from rich.table import Column, Table
 
 # Parts of metrics.json that say what was compared, or are too long for a terminal: they are in the report.
 _NOT_NUMBERS = ("protocol", "warnings", "gallery", "encoder", "queries", "source", "intervals", "by_condition", "compared", "comparison")
-_NAMES = Column("pairing", overflow="fold")
 
 
 def print_metrics(out: Path) -> None:
@@ -35,7 +34,16 @@ def print_pairings(out: Path) -> None:
         return
     ks = metrics["protocol"]["k"]
     # Without frames the names have room to be read in 80 columns.
-    table = Table("", _NAMES, *[f"R@{k} %" for k in ks], "R@1 interval", "AP", "R@100%P %", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        "",
+        Column("pairing", overflow="fold"),
+        *[f"R@{k} %" for k in ks],
+        "R@1 interval",
+        "AP",
+        "R@100%P %",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for number, (name, values) in enumerate(metrics["systems"].items(), start=1):
         low, high = values["intervals"].get("recall@1", (None, None))
         cells = [f"{100 * values['recall_at_k'][str(k)]:.1f}" for k in ks]
@@ -48,7 +56,7 @@ def print_pairings(out: Path) -> None:
 
 
 def _print_predictions(metrics: dict[str, Any], out: Path) -> None:
-    table = Table("", _NAMES, "queries", "median best score", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table("", Column("pairing", overflow="fold"), "queries", "median best score", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, (name, values) in enumerate(metrics["systems"].items(), start=1):
         table.add_row(str(number), name, str(values["n_queries"]), f"{values['best_score']['p50']:.3f}")
     Console(highlight=False).print(metrics["protocol"]["judged"], markup=False)

@@ -36,7 +36,7 @@ def write_pairings_report(out_html: Path, result: PairingsResult, settings: Eval
     sections.append(_protocol(metrics))
     subtitle = f"{len(result.systems)} pairings on {metrics['queries']['path']} against {metrics['references']['path']}"
     # Of two sources the name says little: they are in the subtitle.
-    title = "pairings" if benchmark.layout in ("gallery", "two_sources") else benchmark.title
+    title = benchmark.title if benchmark.layout not in ("gallery", "two_sources") else "pairings" if first.judged else "predictions"
     render_report(out_html, f"Place recognition: {title}", sections, subtitle=subtitle)
 
 
