@@ -37,7 +37,7 @@ def test_counts_of_a_benchmark(tmp_path):
     assert report.warnings == ()
     text = "\n".join(report.lines())
     for line in (
-        "set test, layout vpr_folders", "10 images, 10 with heading", "0 m x 90 m in frame utm", "day 1, night 2", "within 25 m (horizontal",
+        "set test, layout vpr_folders", "10 images, 10 with heading", "0 m x 90 m in frame utm", "day 1, night 2", "within 25 m (",
         "8 in all; a query has 2.67 on average, 0 to 5", f"1 queries have no correct match: {line_name(1000, 'night', '270')}",
     ):  # fmt: skip
         assert line in text
