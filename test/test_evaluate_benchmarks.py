@@ -215,6 +215,7 @@ def test_networks_and_their_files(site):
     pairs = ["evaluate", "pairs", "--benchmark", "site", "--no-cache", "--out", "no", "--network"]
     assert "NAME=FILE" in misused(*pairs, "grid=") and "NAME=FILE" in misused(*pairs, "=grid.pt")
     assert "no.pt" in refused(*pairs, "grid=no.pt")
+    assert "--network cosplace_resnet18_512=FILE" in refused(*pairs, "cosplace_resnet18_512")
     assert "two pairings are called" in refused(*pairs, "grid=grid.pt", "--network", "grid=grid.pt")
     assert "give one of --benchmark and --queries" in misused(*pairs, "grid=grid.pt", "--queries", "site")
     assert "a database of its own" in misused(*pairs, "grid=grid.pt", "--database", "site")

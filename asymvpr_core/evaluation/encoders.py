@@ -91,7 +91,12 @@ class NamedEncoder:
         from asymvpr_core.networks.loading import load_network
 
         prepare_cpu(threads)
-        network = load_network(name, weights)
+        try:
+            network = load_network(name, weights)
+        except NetworkError as error:
+            # Beside several networks --weights would not say whose they are.
+            remedy = None if error.remedy is None else error.remedy.replace("--weights FILE", f"--network {name}=FILE")
+            raise NetworkError(error.found, expected=error.expected, remedy=remedy) from error
         if network.report.random_aggregator:
             raise NetworkError(
                 f"{network.spec.name} would be evaluated with a random aggregator: its weights are those of the backbone only",
