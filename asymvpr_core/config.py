@@ -228,6 +228,7 @@ class EvaluationSettings(Settings):
     confidence: float = Field(0.95, gt=0.0, lt=1.0, description="share of the resamples that an interval covers")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the resampling")
     cache_limit_gb: float = Field(4.0, gt=0.0, description="size of the descriptor cache [GB] beyond which the oldest files go")
+    descriptor_memory_gb: float = Field(1.0, ge=0.0, description="descriptors of one side beyond this size [GB] go to a temporary file")
     boards: int = Field(8, ge=0, le=200, description="most prediction boards of a kind in the report")
     only_wrong: bool = Field(False, description="show prediction boards of wrong best matches only")
 

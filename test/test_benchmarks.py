@@ -40,7 +40,7 @@ def test_vpr_folders(tmp_path):
     benchmark = opened(vpr_folders(tmp_path / "st_lucia"))
     assert (benchmark.name, benchmark.layout, benchmark.split, benchmark.version) == ("st_lucia", "vpr_folders", "test", "")
     assert benchmark.title == "st_lucia test"
-    assert benchmark.rule_text == "database image within 25 m of the query"
+    assert benchmark.rule_text == "database image within 25 m (horizontal distance) of the query"
     assert matches(benchmark) == [[0, 1, 2], [3, 4, 5, 6, 7], []]  # 47 m: 30 to 70
     assert [record.condition for record in benchmark.queries.records] == ["day", "night", "night"]
     images_are_read(benchmark)
@@ -48,7 +48,7 @@ def test_vpr_folders(tmp_path):
 
 def test_vpr_folders_with_another_radius_and_a_yaw_limit(tmp_path):
     benchmark = opened(vpr_folders(tmp_path), radius_m=10.0, max_yaw_deg=45.0)
-    assert benchmark.rule_text == "database image within 10 m of the query and within 45 deg of its heading"
+    assert benchmark.rule_text == "database image within 10 m (horizontal distance) of the query and within 45 deg of its heading"
     assert matches(benchmark) == [[0, 1], [], []]  # the queries by night look the other way
 
 
@@ -103,7 +103,7 @@ def test_names_that_do_not_parse_are_listed(tmp_path):
 def test_msls_740_is_subtask_all_without_panoramas_city_by_city(tmp_path):
     benchmark = opened(msls(tmp_path))
     assert (benchmark.title, benchmark.layout) == ("msls val (740)", "msls")
-    assert benchmark.rule_text == "database image within 25 m of the query, in the same city"
+    assert benchmark.rule_text == "database image within 25 m (horizontal distance) of the query, in the same city"
     assert [record.name for record in benchmark.queries.records] == [
         f"{city}/query/images/{city}-query-{i}.jpg" for city in ("cph", "sf") for i in (0, 3)
     ]
@@ -121,7 +121,7 @@ def test_msls_740_is_subtask_all_without_panoramas_city_by_city(tmp_path):
 def test_msls_11k_keeps_every_query_and_pools_the_cities(tmp_path):
     benchmark = opened(msls(tmp_path), version="11k")
     assert benchmark.title == "msls val (11k)"
-    assert benchmark.rule_text == "database image within 25 m of the query"
+    assert benchmark.rule_text == "database image within 25 m (horizontal distance) of the query"
     assert [record.name[-5] for record in benchmark.queries.records] == ["0", "1", "3", "0", "1", "3"]
     assert matches(benchmark)[1] == [0, 1, 2, 3, 4]
     assert benchmark.published is None

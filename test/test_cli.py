@@ -309,7 +309,9 @@ def test_evaluate_pairs(revisited: Path, monkeypatch: pytest.MonkeyPatch):
     }  # fmt: skip
     assert "1 and 2" in stdout and "within 1 m" in stdout and (revisited / "pairs" / "report.html").is_file()
     assert "unknown network 'grid8_mean'" in refused(*arguments, "--gallery", "map", "--model", "model", "--out", "no")
-    assert "nothing to evaluate" in refused(*arguments, "--out", "no")
+    assert "give --benchmark, --gallery or --database" in misused(*arguments, "--out", "no")
+    assert "nothing to evaluate" in refused(*arguments, "--database", "queries.csv", "--out", "no")
+    assert "--layout means nothing without --benchmark" in misused(*arguments, "--gallery", "map", "--layout", "msls", "--out", "no")
 
 
 def test_evaluate_pairs_of_networks_by_name(revisited: Path, monkeypatch: pytest.MonkeyPatch):

@@ -37,7 +37,7 @@ def test_counts_of_a_benchmark(tmp_path):
     assert report.warnings == ()
     text = "\n".join(report.lines())
     for line in (
-        "set test, layout vpr_folders", "10 images, 10 with heading", "0 m x 90 m in frame utm", "day 1, night 2", "within 25 m of",
+        "set test, layout vpr_folders", "10 images, 10 with heading", "0 m x 90 m in frame utm", "day 1, night 2", "within 25 m (",
         "8 in all; a query has 2.67 on average, 0 to 5", f"1 queries have no correct match: {line_name(1000, 'night', '270')}",
     ):  # fmt: skip
         assert line in text
@@ -154,7 +154,7 @@ def test_positions_over_thousands_of_kilometres(tmp_path):
 def test_info_on_the_command_line(tmp_path):
     root = vpr_folders(tmp_path / "set")
     code, text, _ = run("dataset", "info", root, "--radius-m", "10", "--skip-files")
-    assert code == 0 and "within 10 m of the query" in text and "duplicates" not in text
+    assert code == 0 and "within 10 m (horizontal distance) of the query" in text and "duplicates" not in text
     code, text, _ = run("dataset", "info", root, "--json")
     report = json.loads(text)
     assert code == 0 and report["sides"][1]["conditions"] == {"day": 1, "night": 2}

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from tiny_artefacts import DIMENSION, PREPROCESS, SECOND_NS, encode_jpeg, make_gallery, make_identity, make_model, make_picture, revisit
 
-from asymvpr_core.config import EvaluationSettings, MatcherSettings
+from asymvpr_core.config import BenchmarkSettings, EvaluationSettings, MatcherSettings
+from asymvpr_core.datasets.benchmark import Benchmark
+from asymvpr_core.datasets.benchmark_source import open_pair
 from asymvpr_core.datasets.source import open_source
 from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import ArtefactError, EvaluationError, RetrievalError
 from asymvpr_core.evaluation.boards import board_sections, load_boards
 from asymvpr_core.evaluation.descriptor_cache import DescriptorCache
-from asymvpr_core.evaluation.encoders import GalleryImages, NamedEncoder, describe, name_models
+from asymvpr_core.evaluation.encoders import NamedEncoder, describe, name_models
+from asymvpr_core.evaluation.ground_truth import GalleryImages, gallery_benchmark
 from asymvpr_core.evaluation.pairings import evaluate_pairings, pairings_of
 from asymvpr_core.evaluation.predictions import Predictions
 from asymvpr_core.evaluation.recall import evaluate_recall
@@ -63,6 +66,10 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
+def folders(world: Path) -> Benchmark:
+    return open_pair(world / "database", world / "queries", BenchmarkSettings(radius_m=SETTINGS.radius_m))
+
+
 def opened(world: Path) -> tuple[Gallery, QueryModel]:
     return Gallery.open(world / "gallery"), QueryModel.open(world / "light")
 
@@ -78,7 +85,7 @@ def test_all_pairings_of_one_gallery(world, tmp_path):
         ("half_blind without projection, both sides", "symmetric"),
     ]
     result = evaluate_pairings(
-        open_source(world / "queries"),
+        gallery_benchmark(gallery, open_source(world / "queries"), SETTINGS),
         pairings,
         SETTINGS,
         tmp_path / "out",
@@ -122,11 +129,10 @@ def test_a_second_run_computes_nothing_and_says_the_same(world, tmp_path):
         encoder = NamedEncoder("counted", counted, {"kind": "network"})
         pairings = pairings_of(None, [], [encoder], None, use_stored=False)
         result = evaluate_pairings(
-            open_source(world / "queries"),
+            folders(world),
             pairings,
             SETTINGS,
             tmp_path / f"out{run}",
-            database=open_source(world / "database"),
             cache=cache,
         )
         outs.append((counted.images, result.systems[0].scores))
@@ -138,9 +144,7 @@ def test_a_database_replaces_the_images_of_the_gallery(world, tmp_path):
     gallery, model = opened(world)
     pairings = pairings_of(gallery, [model], [], NamedEncoder.of_model(model, "heavy"), use_stored=False)
     assert pairings[0].gallery_side is not None
-    result = evaluate_pairings(
-        open_source(world / "queries"), pairings, SETTINGS, tmp_path / "out", gallery=gallery, database=open_source(world / "database")
-    )
+    result = evaluate_pairings(folders(world), pairings, SETTINGS, tmp_path / "out", gallery=gallery)
     assert {system.name: system.correct.sum() for system in result.systems} == {
         "light on grid8_mean": 8, "grid8_mean, both sides": 8, "light, both sides": 8,
     }  # fmt: skip
@@ -161,9 +165,9 @@ def test_what_cannot_be_paired_is_refused(world, tmp_path):
         pairings_of(None, [], [HALF_BLIND, HALF_BLIND], None, use_stored=True)
     with pytest.raises(ArtefactError, match="of one pair"):
         pairings_of(gallery, [QueryModel.open(make_model(tmp_path / "other", make_identity("other")))], [], None, use_stored=True)
-    pairings = pairings_of(None, [], [HALF_BLIND], None, use_stored=False)
-    with pytest.raises(EvaluationError, match="no reference images"):
-        evaluate_pairings(open_source(world / "queries"), pairings, SETTINGS, tmp_path / "out")
+    stored = pairings_of(gallery, [model], [], None, use_stored=True)
+    with pytest.raises(EvaluationError, match="needs the stored descriptors of a gallery; expected --gallery"):
+        evaluate_pairings(folders(world), stored, SETTINGS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -196,7 +200,7 @@ def test_one_gallery_image_and_k_beyond_it(world, tmp_path):
     result = evaluate_recall(gallery, open_source(world / "queries"), opened(world)[1], SETTINGS, tmp_path / "out")
     assert result.metrics["recall_at_k"] == {"1": 1.0, "3": 1.0} and result.metrics["n_without_positive"] == 13
     assert result.indices.shape == (14, 1)
-    assert "fewer than 3 images" in (tmp_path / "out" / "report.html").read_text()
+    assert "K = 3 is larger than the 1 images" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_query_sets_that_cannot_be_judged_are_refused(world, tmp_path):

@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from asymvpr_core.config import EvaluationSettings
 from asymvpr_core.errors import EvaluationError
 from asymvpr_core.evaluation.bootstrap import compare, holm, intervals, resamples
-from asymvpr_core.evaluation.predictions import Predictions, conditions_from_names
+from asymvpr_core.evaluation.predictions import Predictions, conditions_of
 from asymvpr_core.evaluation.recall import predict
 from asymvpr_core.evaluation.retrieval_metrics import point_statistics, recall_at_k, statistics, statistics_by_condition, sweep_of
 from asymvpr_core.types import ImageRecord, Pose
@@ -313,15 +313,21 @@ def test_k_beyond_the_gallery_counts_all_of_it():
     assert recall_at_k(np.array([[1, 0]]), [np.array([0])], (1, 2, 50)) == {1: 0.0, 2: 1.0, 50: 1.0}
 
 
-# Conditions in names
+# Conditions, and no ground truth
 
 
-def _name(note: str) -> str:
-    return f"folder/@1.0@2.0@31@U@@@@@@@@@@{note}@.jpg"
+def test_conditions_are_those_of_the_records():
+    def records(*conditions):
+        return [ImageRecord(f"{i}.jpg", condition=condition) for i, condition in enumerate(conditions)]
+
+    assert conditions_of(records("night", "day", "")) == ("night", "day", "(none)")
+    assert conditions_of(records("", "")) is None
+    assert conditions_of(records(*[f"remark {i}" for i in range(100)])) is None  # remarks, no conditions
 
 
-def test_conditions_are_the_notes_of_the_names():
-    assert conditions_from_names([_name("night"), _name("day"), _name("")]) == ("night", "day", "(none)")
-    assert conditions_from_names([_name(""), _name("")]) is None
-    assert conditions_from_names(["a.jpg", "@1@2@.jpg", "@500000.00@5000500.00@@@@@frame0050@.jpg"]) is None
-    assert conditions_from_names([_name(f"remark {i}") for i in range(100)]) is None  # remarks, no conditions
+def test_what_nobody_can_judge_is_not_judged():
+    answers = Predictions("unknown", np.ones((2, 1)), np.zeros((2, 1), np.int64), None, np.full(2, np.nan))
+    assert not answers.judged and not answers.subset(np.array([1]), "one").judged
+    for ask in (lambda: answers.correct, lambda: answers.evaluable, lambda: statistics(answers, (1,)), lambda: sweep_of(answers)):
+        with pytest.raises(EvaluationError, match="unknown has no ground truth"):
+            ask()

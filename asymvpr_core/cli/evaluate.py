@@ -10,7 +10,7 @@ import typer
 from asymvpr_core.cli.evaluation_tables import print_metrics, print_pairings
 from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import EvaluationSettings, MatcherSettings, RuntimeSettings, SourceSettings, make_settings
+from asymvpr_core.config import BenchmarkSettings, EvaluationSettings, MatcherSettings, RuntimeSettings, SourceSettings, make_settings
 
 app = typer.Typer(help="Measure how well places of a gallery are found.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -116,8 +116,15 @@ def recall(
 
 @app.command()
 def pairs(
-    queries: Queries,
     out: Annotated[Path, out_option("the result: metrics.json, predictions/, report.html")],
+    benchmark: Annotated[
+        Path | None,
+        typer.Option(help="folder of a benchmark: its database, queries and rule of a correct match", metavar="PATH", show_default=False),
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="instead of --benchmark: folder of @…@.jpg images, csv file, or rosbag2", metavar="SOURCE", show_default=False),
+    ] = None,
     gallery: Annotated[
         Path | None, typer.Option(help="gallery whose network, projection and images are used", metavar="DIR", show_default=False)
     ] = None,
@@ -129,11 +136,19 @@ def pairs(
     ] = None,
     network: Annotated[
         list[str] | None,
-        typer.Option(help="a network on both sides, without projection; may be given several times", metavar="NAME", show_default=False),
+        typer.Option(
+            help="a network on both sides, without projection, with a weights file where it is not the installed one; "
+            "may be given several times",
+            metavar="NAME[=FILE]",
+            show_default=False,
+        ),
     ] = None,
     no_heavy: Annotated[
         bool, typer.Option("--no-heavy", help="leave the gallery's network on both sides out: its weights are not needed then")
     ] = False,
+    layout: Annotated[str | None, setting(BenchmarkSettings, "layout", metavar="NAME")] = None,
+    split: Annotated[str | None, setting(BenchmarkSettings, "split", metavar="NAME")] = None,
+    version: Annotated[str | None, setting(BenchmarkSettings, "version", metavar="NAME")] = None,
     radius_m: Radius = None,
     max_yaw_deg: MaxYaw = None,
     k: K = None,
@@ -152,34 +167,58 @@ def pairs(
     \b
     Each --model is evaluated against the gallery and on both sides, the gallery's network on both
     sides, and each --network on both sides as it is. --weights is the gallery network's.
+    With --benchmark its authors' rule counts, unless --radius-m replaces it.
     \b
     Examples
       asymvpr evaluate pairs --gallery map --queries images/queries --model model --out pairs
       asymvpr evaluate pairs --database images/database --queries images/queries \\
           --network efficientnet_lite0_gem --network efficientnet_lite2_gem --out networks
+      asymvpr evaluate pairs --benchmark pitts30k --network efficientnet_lite2_gem \\
+          --network cosplace_resnet18_512=cosplace.pth --out pitts30k_pairs
     """
+    if (benchmark is None) == (queries is None):
+        raise typer.BadParameter("give one of --benchmark and --queries", param_hint="'--benchmark' / '--queries'")
+    _only_with("--benchmark", benchmark, layout=layout, split=split, version=version)
     settings = make_settings(
         EvaluationSettings, config, radius_m=radius_m, max_yaw_deg=max_yaw_deg, k=_parse_k(k),
         bootstrap_resamples=bootstrap_resamples, seed=seed, boards=boards, only_wrong=only_wrong or None,
     )  # fmt: skip
     source, runtime = make_settings(SourceSettings, config), make_settings(RuntimeSettings, config, threads=threads)
+    rules = make_settings(
+        BenchmarkSettings, config, layout=layout, split=split, version=version, radius_m=radius_m, max_yaw_deg=max_yaw_deg, source=source
+    )
 
+    from asymvpr_core.datasets.benchmark_source import open_benchmark, open_pair
     from asymvpr_core.datasets.source import open_source
     from asymvpr_core.deploy.runtime import QueryModel
-    from asymvpr_core.evaluation.encoders import NamedEncoder
+    from asymvpr_core.evaluation.ground_truth import gallery_benchmark, holds_database
     from asymvpr_core.evaluation.pairings import evaluate_pairings, pairings_of
     from asymvpr_core.gallery.store import Gallery
 
+    # All that is read from disk comes before the networks: a wrong path answers at once.
     opened = None if gallery is None else Gallery.open(gallery)
-    heavy = None if opened is None or no_heavy else NamedEncoder.of_gallery(opened, runtime.threads, weights)
+    if benchmark is not None:
+        judged_by = open_benchmark(benchmark, rules)
+        if database is not None:
+            raise typer.BadParameter("a benchmark has a database of its own", param_hint="'--benchmark' / '--database'")
+    elif database is not None:
+        limits = {"radius_m": settings.radius_m, "max_yaw_deg": settings.max_yaw_deg}
+        judged_by = open_pair(database, Path(str(queries)), rules.model_copy(update=limits), source, terminal_progress())
+    elif opened is not None:
+        judged_by = gallery_benchmark(opened, open_source(Path(str(queries)), source), settings)
+    else:
+        raise typer.BadParameter("give --benchmark, --gallery or --database", param_hint="'--benchmark' / '--gallery' / '--database'")
+    use_stored = opened is not None and (judged_by.layout == "gallery" or holds_database(opened, judged_by.database))
     models = [QueryModel.open(path, runtime) for path in model or []]
-    networks = [NamedEncoder.of_network(name, runtime.threads) for name in network or []]
-    chosen = pairings_of(opened, models, networks, heavy, use_stored=database is None)
+
+    from asymvpr_core.evaluation.encoders import NamedEncoder
+
+    heavy = None if opened is None or no_heavy else NamedEncoder.of_gallery(opened, runtime.threads, weights)
+    networks = [NamedEncoder.of_network(name, runtime.threads, file) for name, file in map(_network_and_file, network or [])]
+    chosen = pairings_of(opened, models, networks, heavy, use_stored=use_stored)
     evaluate_pairings(
-        open_source(queries, source), chosen, settings, out, gallery=opened,
-        database=None if database is None else open_source(database, source),
-        cache=_cache(cache, no_cache, settings), progress=terminal_progress(),
-    )  # fmt: skip
+        judged_by, chosen, settings, out, gallery=opened, cache=_cache(cache, no_cache, settings), progress=terminal_progress()
+    )
     print_pairings(out)
 
 
@@ -219,6 +258,21 @@ def bag(
         bag, gallery, model, source=source, evaluation=evaluation, matcher=matcher, runtime=runtime, out=out, progress=terminal_progress()
     )
     print_metrics(out)
+
+
+def _only_with(flag: str, given: object, **others: object) -> None:
+    """Refuse flags that mean nothing without `flag`, instead of ignoring them."""
+    useless = [f"--{name.replace('_', '-')}" for name, value in others.items() if value is not None]
+    if given is None and useless:
+        raise typer.BadParameter(f"{', '.join(useless)} means nothing without {flag}", param_hint=f"'{useless[0]}'")
+
+
+def _network_and_file(text: str) -> tuple[str, Path | None]:
+    """Name and weights file of --network NAME[=FILE]."""
+    name, equals, file = text.partition("=")
+    if equals and not (name and file):
+        raise typer.BadParameter(f"'{text}' is not of the form NAME or NAME=FILE", param_hint="'--network'")
+    return name, Path(file) if equals else None
 
 
 def _cache(folder: Path | None, off: bool, settings: EvaluationSettings) -> Any:

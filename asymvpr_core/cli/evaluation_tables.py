@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
 # Parts of metrics.json that say what was compared, or are too long for a terminal: they are in the report.
-_NOT_NUMBERS = ("protocol", "gallery", "encoder", "queries", "source", "intervals", "by_condition", "compared", "comparison")
+_NOT_NUMBERS = ("protocol", "warnings", "gallery", "encoder", "queries", "source", "intervals", "by_condition", "compared", "comparison")
 
 
 def print_metrics(out: Path) -> None:
@@ -28,8 +29,21 @@ def print_metrics(out: Path) -> None:
 def print_pairings(out: Path) -> None:
     """One row a pairing, and what of their differences the queries bear out."""
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    if "judged" in metrics["protocol"]:
+        _print_predictions(metrics, out)
+        return
     ks = metrics["protocol"]["k"]
-    table = Table("", Column("pairing", overflow="fold"), *[f"R@{k} %" for k in ks], "R@1 interval", "AP", "R@100%P %")
+    # Without frames the names have room to be read in 80 columns.
+    table = Table(
+        "",
+        Column("pairing", overflow="fold"),
+        *[f"R@{k} %" for k in ks],
+        "R@1 interval",
+        "AP",
+        "R@100%P %",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for number, (name, values) in enumerate(metrics["systems"].items(), start=1):
         low, high = values["intervals"].get("recall@1", (None, None))
         cells = [f"{100 * values['recall_at_k'][str(k)]:.1f}" for k in ks]
@@ -39,6 +53,14 @@ def print_pairings(out: Path) -> None:
         )
     _print(metrics, table, out)
     _print_comparison(metrics, list(metrics["systems"]))
+
+
+def _print_predictions(metrics: dict[str, Any], out: Path) -> None:
+    table = Table("", Column("pairing", overflow="fold"), "queries", "median best score", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, (name, values) in enumerate(metrics["systems"].items(), start=1):
+        table.add_row(str(number), name, str(values["n_queries"]), f"{values['best_score']['p50']:.3f}")
+    Console(highlight=False).print(metrics["protocol"]["judged"], markup=False)
+    _print(metrics, table, out)
 
 
 def _rows(metrics: dict[str, Any]) -> list[tuple[str, int | float]]:
@@ -76,4 +98,6 @@ def _print(metrics: dict[str, Any], table: Table, out: Path) -> None:
     console = Console(highlight=False)
     console.print(f"correct match: {metrics['protocol']['correct_match']}", markup=False)
     console.print(table)
+    for warning in metrics.get("warnings", []):
+        console.print(f"warning: {warning}", markup=False)
     console.print(f"report: {out / 'report.html'}", markup=False)

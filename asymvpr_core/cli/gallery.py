@@ -9,7 +9,7 @@ import typer
 
 from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import EngineSettings, GallerySettings, SourceSettings, make_settings
+from asymvpr_core.config import BenchmarkSettings, EngineSettings, GallerySettings, SourceSettings, make_settings
 
 app = typer.Typer(help="Build a gallery, look at one, check one.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -20,12 +20,24 @@ GalleryFolder = Annotated[Path, typer.Argument(help="folder of a gallery", metav
 
 @app.command()
 def build(
-    source: Annotated[Path, typer.Argument(help="folder of @…@.jpg images, csv file, or rosbag2", metavar="SOURCE", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="folder of @…@.jpg images, csv, rosbag2, GSV-Cities, or a benchmark, whose database is taken",
+            metavar="SOURCE",
+            show_default=False,
+        ),
+    ],
     out: Annotated[Path, out_option("the gallery")],
     network: Annotated[str | None, setting(GallerySettings, "network")] = None,
     image_topic: ImageTopic = None,
     pose_topic: PoseTopic = None,
     trajectory: Trajectory = None,
+    layout: Annotated[str | None, setting(BenchmarkSettings, "layout", metavar="NAME")] = None,
+    split: Annotated[str | None, setting(BenchmarkSettings, "split", metavar="NAME")] = None,
+    version: Annotated[str | None, setting(BenchmarkSettings, "version", metavar="NAME")] = None,
+    cities: Annotated[str | None, setting(SourceSettings, "cities", metavar="NAME,NAME,…")] = None,
+    min_images_per_place: Annotated[int | None, setting(SourceSettings, "min_images_per_place")] = None,
     projection_from: Annotated[
         Path | None,
         typer.Option(
@@ -58,6 +70,8 @@ def build(
       asymvpr gallery build mapping_bag --pose-topic /odom --out map
       asymvpr gallery build site2_bag --trajectory slam.tum --projection-from map --out map2
       asymvpr gallery build images/database --engine ray --ray-address auto --out map
+      asymvpr gallery build pitts30k --split test --out pitts30k_map
+      asymvpr gallery build gsv_cities --cities London,OSL --out map
     """
     settings = make_settings(
         GallerySettings,
@@ -72,11 +86,15 @@ def build(
     if projection_dim == 0:
         settings = settings.model_copy(update={"projection_dim": None})
     engine_settings = make_settings(EngineSettings, config, engine=engine, address=ray_address, workers=ray_workers)
-    source_settings = make_settings(SourceSettings, config, image_topic=image_topic, pose_topic=pose_topic, trajectory_file=trajectory)
+    source_settings = make_settings(
+        SourceSettings, config, image_topic=image_topic, pose_topic=pose_topic, trajectory_file=trajectory,
+        cities=None if cities is None else tuple(cities.split(",")), min_images_per_place=min_images_per_place,
+    )  # fmt: skip
+    reading = make_settings(BenchmarkSettings, config, layout=layout, split=split, version=version, source=source_settings)
 
-    from asymvpr_core.datasets.source import open_source
+    from asymvpr_core.datasets.benchmark_source import open_database
 
-    dataset = open_source(source, source_settings)  # before torch is imported: a wrong path answers at once
+    dataset = open_database(source, reading)  # before torch is imported: a wrong path answers at once
 
     from asymvpr_core.gallery.build import build_gallery
 

@@ -6,9 +6,10 @@ import importlib
 from pathlib import Path
 
 from asymvpr_core.config import BenchmarkSettings, SourceSettings
-from asymvpr_core.datasets.benchmark import Benchmark, Layout
+from asymvpr_core.datasets.benchmark import Benchmark, Layout, refuse_settings
+from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.datasets.layouts import amstertime, msls, nordland, sped, two_sources, vpr_folders
-from asymvpr_core.datasets.source import check_path_name, open_source
+from asymvpr_core.datasets.source import SOURCE_LAYOUTS, check_path_name, open_source
 from asymvpr_core.errors import DatasetError
 from asymvpr_core.progress import Progress, silent
 
@@ -66,6 +67,25 @@ def open_pair(
     """
     sides = [open_source(path, source, progress) for path in (database, queries)]
     return two_sources.pair(sides[0], sides[1], settings or BenchmarkSettings(), Path(queries).absolute().name)
+
+
+def open_database(path: Path, settings: BenchmarkSettings | None = None, progress: Progress = silent) -> Dataset:
+    """The images that a gallery is built from: the database of a benchmark, or all images of a source.
+
+    What is a benchmark is read as one, so that no queries get into the gallery.
+
+    Args:
+        settings: `layout` may name one of a benchmark or one of `SOURCE_LAYOUTS`; `source` is that of a source.
+
+    Raises:
+        DatasetError: what `open_benchmark` or `open_source` raises, or a split or version of what has none.
+    """
+    settings = settings or BenchmarkSettings()
+    one_set = settings.layout in SOURCE_LAYOUTS if settings.layout else not recognised_layouts(path)
+    if not one_set:
+        return open_benchmark(path, settings).database
+    refuse_settings(settings, settings.layout or "of one set of images", ("split", "version"), "only benchmarks have them")
+    return open_source(path, settings.source, progress, layout=settings.layout, allow_missing=settings.allow_missing)
 
 
 def recognised_layouts(path: Path) -> list[Layout]:

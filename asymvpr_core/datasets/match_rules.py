@@ -29,17 +29,18 @@ class WithinRadius:
     """Correct: at most `radius_m` away, and with a heading at most `max_yaw_deg` off where that is given.
 
     Where `groups` names a group for each query and each database image ("cph"), only images of the
-    query's own group are correct.
+    query's own group are correct. `image` is what the text calls the images among which is searched.
     """
 
     radius_m: float
     max_yaw_deg: float | None = None
     groups: tuple[Sequence[str], Sequence[str]] | None = None
     group_name: str = "group"
+    image: str = "database image"
 
     @property
     def text(self) -> str:
-        text = f"database image within {self.radius_m:g} m of the query"
+        text = f"{self.image} within {self.radius_m:g} m (horizontal distance) of the query"
         if self.max_yaw_deg is not None:
             text += f" and within {self.max_yaw_deg:g} deg of its heading"
         return text if self.groups is None else f"{text}, in the same {self.group_name}"

@@ -12,10 +12,11 @@ from asymvpr_core.evaluation.encoders import Images
 from asymvpr_core.evaluation.predictions import Predictions
 from asymvpr_core.evaluation.protocol import horizontal_distance_m
 from asymvpr_core.evaluation.report import Board, BoardImage, Boards, Section, Tone, number, picture
+from asymvpr_core.types import ImageRecord
 
 _ANSWERS = 5
 _WIDTH_PX = 240
-_RIGHT, _WRONG = "✓ correct", "✗ wrong"
+_MARKS: dict[Tone, str] = {"good": "✓ correct", "bad": "✗ wrong", "neutral": ""}
 
 
 def board_sections(predictions: Predictions, queries: Images, gallery: Images, settings: EvaluationSettings) -> list[Section]:
@@ -25,6 +26,8 @@ def board_sections(predictions: Predictions, queries: Images, gallery: Images, s
     """
     if settings.boards == 0:
         return []
+    if not predictions.judged:
+        return _unjudged_sections(predictions, queries, gallery, settings.boards)
     by_score = np.argsort(-predictions.scores[:, 0], kind="stable")
     wrong = by_score[~predictions.correct[by_score]][: settings.boards]
     right = by_score[::-1][predictions.correct[by_score[::-1]]][: settings.boards]
@@ -40,6 +43,19 @@ def board_sections(predictions: Predictions, queries: Images, gallery: Images, s
     return sections
 
 
+def _unjudged_sections(predictions: Predictions, queries: Images, gallery: Images, most: int) -> list[Section]:
+    """The most and the least confident answers, without colours: nobody knows which are correct."""
+    by_score = np.argsort(-predictions.scores[:, 0], kind="stable")
+    first = by_score[:most]
+    last = by_score[len(first) :][::-1][:most]
+    sections = []
+    for title, rows, order in (("Most confident answers", first, "most"), ("Least confident answers", last, "least")):
+        if len(rows):
+            caption = f"{len(rows)} of {len(predictions)} queries by the score of their best answer, the {order} confident first."
+            sections.append(Section(title, [Boards(load_boards(predictions, rows.tolist(), queries, gallery), caption)]))
+    return sections
+
+
 def load_boards(predictions: Predictions, rows: Sequence[int], queries: Images, gallery: Images) -> tuple[Board, ...]:
     """The boards of some queries, in the order of `rows`; a picture that is gone is left out, and the board says so."""
     answers = {row: [i for i in predictions.indices[row, :_ANSWERS].tolist() if i >= 0] for row in rows}
@@ -50,29 +66,39 @@ def load_boards(predictions: Predictions, rows: Sequence[int], queries: Images, 
     for row in rows:
         query, images = queries.records[row], []
         for rank, index in enumerate(answers[row]):
-            hit = bool(predictions.hits[row, rank])
-            distance = number(horizontal_distance_m(query, gallery.records[index]), 1)
-            facts = (f"score {predictions.scores[row, rank]:.3f}", f"{distance} m")
-            images.append(BoardImage(found.get(index), str(rank + 1), facts, "good" if hit else "bad", _RIGHT if hit else _WRONG))
+            facts = (f"score {predictions.scores[row, rank]:.3f}", *_distance(query, gallery.records[index]))
+            tone: Tone = "neutral" if not predictions.judged else "good" if predictions.hits[row, rank] else "bad"
+            images.append(BoardImage(found.get(index), str(rank + 1), facts, tone, _MARKS[tone]))
         nearest = missed[row]
         if nearest is not None:
-            distance = number(horizontal_distance_m(query, gallery.records[nearest]), 1)
-            images.append(BoardImage(found.get(nearest), "nearest correct", (f"gallery image {nearest}", f"{distance} m")))
+            distance = _distance(query, gallery.records[nearest])
+            label = "nearest correct" if distance else "a correct one"
+            images.append(BoardImage(found.get(nearest), label, (f"gallery image {nearest}", *distance)))
         condition = () if predictions.conditions is None else (predictions.conditions[row],)
         boards.append(Board(BoardImage(asked.get(row), f"query {row}", condition), tuple(images), *_verdict(predictions, row)))
     return tuple(boards)
 
 
 def _nearest_positive(predictions: Predictions, row: int, queries: Images, gallery: Images) -> int | None:
-    """The correct gallery image that lies nearest, where no answer that is shown is correct."""
-    positives = predictions.positives[row].tolist()
+    """The correct gallery image that lies nearest, where no answer that is shown is correct; without positions the middle one."""
+    positives = predictions.ground_truth[row].tolist() if predictions.judged else []
     if not positives or predictions.hits[row, :_ANSWERS].any():
         return None
+    if not all(_distance(queries.records[row], gallery.records[index]) for index in positives):
+        return int(positives[len(positives) // 2])  # of a window of frames the query's own
     return int(min(positives, key=lambda index: horizontal_distance_m(queries.records[row], gallery.records[index])))
+
+
+def _distance(query: ImageRecord, image: ImageRecord) -> tuple[str, ...]:
+    """How far apart the two lie, as a fact of a board; none where nobody knows."""
+    distance = horizontal_distance_m(query, image)
+    return () if np.isnan(distance) else (f"{number(distance, 1)} m",)
 
 
 def _verdict(predictions: Predictions, row: int) -> tuple[str, Tone, str]:
     """(verdict, tone, note) of a query."""
+    if not predictions.judged:
+        return "Not judged", "neutral", ""
     if predictions.correct[row]:
         return "Correct", "good", ""
     if not predictions.evaluable[row]:

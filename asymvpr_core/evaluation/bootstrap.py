@@ -119,7 +119,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def _check_same_queries(a: Predictions, b: Predictions) -> None:
-    if len(a) != len(b) or not all(np.array_equal(p, q) for p, q in zip(a.positives, b.positives, strict=True)):
+    if len(a) != len(b) or not all(np.array_equal(p, q) for p, q in zip(a.ground_truth, b.ground_truth, strict=True)):
         raise EvaluationError(
             f"{a.name} and {b.name} were not evaluated on the same queries and gallery", expected="one query set and one ground truth",
             remedy="compare systems of one evaluation",

@@ -136,7 +136,10 @@ class Shelf:
         data = buffer.getvalue()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _write_new(self.path, f"{hashlib.sha256(data).hexdigest()}.npy", data)
+            name = f"{hashlib.sha256(data).hexdigest()}.npy"
+            _write_new(self.path, name, data)
+            # Mapped, so that a large gallery does not stay in memory; before `shrink`, which may remove the file.
+            rows = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
             self.cache.shrink()
         except OSError as error:
             raise _unusable(self.cache.folder, error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 
 from asymvpr_core.deploy.runtime import MODEL, QueryModel
-from asymvpr_core.errors import EvaluationError, ImageError
+from asymvpr_core.errors import EvaluationError, ImageError, NetworkError
 from asymvpr_core.evaluation.descriptor_cache import DescriptorCache, Shelf
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.image_decoding import decode_image
@@ -21,6 +22,7 @@ from asymvpr_core.progress import Progress, silent
 from asymvpr_core.types import ImageRecord
 
 _BATCH = 16
+_GB = 1e9
 
 
 class Encoder(Protocol):
@@ -79,13 +81,27 @@ class NamedEncoder:
 
     @staticmethod
     def of_network(name: str, threads: int, weights: Path | None = None) -> NamedEncoder:
-        """A registered network as it is, without projection. Raises NetworkError for an unknown name or missing weights."""
+        """A registered network as it is, without projection.
+
+        Raises:
+            NetworkError: unknown name, weights that are missing or do not fit, or an aggregator without weights.
+        """
         from asymvpr_core.gallery.encoder import GalleryEncoder
         from asymvpr_core.networks.cpu import prepare_cpu
         from asymvpr_core.networks.loading import load_network
 
         prepare_cpu(threads)
-        network = load_network(name, weights)
+        try:
+            network = load_network(name, weights)
+        except NetworkError as error:
+            # Beside several networks --weights would not say whose they are.
+            remedy = None if error.remedy is None else error.remedy.replace("--weights FILE", f"--network {name}=FILE")
+            raise NetworkError(error.found, expected=error.expected, remedy=remedy) from error
+        if network.report.random_aggregator:
+            raise NetworkError(
+                f"{network.spec.name} would be evaluated with a random aggregator: its weights are those of the backbone only",
+                expected="a trained network", remedy=f"give a weights file of the whole network, --network {name}=FILE",
+            )  # fmt: skip
         probe = GalleryEncoder(network, None, 0)
         dimension = int(probe.encode(_probe_picture()).shape[0])
         identity = {
@@ -94,7 +110,8 @@ class NamedEncoder:
             "weights_sha256": network.weights_sha256,
             "preprocess": network.spec.preprocess.model_dump(mode="json"),
         }
-        return NamedEncoder(network.spec.name, GalleryEncoder(network, None, dimension), identity)
+        shown = network.spec.name if weights is None else f"{network.spec.name} of {Path(weights).name}"
+        return NamedEncoder(shown, GalleryEncoder(network, None, dimension), identity)
 
     def cache_identity(self) -> dict[str, Any]:
         """`identity` and the checksum of what the encoder makes of a fixed picture.
@@ -132,9 +149,20 @@ def _probe_picture() -> np.ndarray:
 
 
 def describe(
-    images: Images, encoder: NamedEncoder, cache: DescriptorCache | None = None, progress: Progress = silent, what: str = "queries"
+    images: Images,
+    encoder: NamedEncoder,
+    cache: DescriptorCache | None = None,
+    progress: Progress = silent,
+    what: str = "queries",
+    *,
+    scratch: Path | None = None,
+    memory_gb: float = 1.0,
 ) -> np.ndarray:
     """(N, D) float32 descriptors of all `images`, in their order; those in the cache are not computed again.
+
+    Args:
+        scratch: folder on whose disk descriptors lie that take more than `memory_gb` [GB]: a file without a name,
+            which is gone with the array, or with the process. None: always in memory.
 
     Raises:
         ImageError: an image that cannot be read, naming it.
@@ -143,7 +171,7 @@ def describe(
     """
     total, dimension = len(images.records), encoder.encoder.dimension
     shelf = None if cache is None else cache.shelf(encoder.cache_identity(), dimension)
-    descriptors = np.empty((total, dimension), dtype=np.float32)
+    descriptors = _room(total, dimension, scratch, memory_gb)
     batch = _Batch(encoder, images.records, descriptors, shelf)
     everything = list(range(total))
     label = f"describing {what} with {encoder.name}"
@@ -161,7 +189,22 @@ def describe(
     batch.finish()
     if shelf is not None:
         shelf.flush()
+    descriptors.flags.writeable = False  # a search may give the pages of a map that it has read back at once
     return descriptors
+
+
+def _room(total: int, dimension: int, scratch: Path | None, memory_gb: float) -> np.ndarray:
+    """(total, dimension) float32 to be filled, in memory or in a file."""
+    if scratch is None or not total or 4 * total * dimension <= memory_gb * _GB:
+        return np.empty((total, dimension), dtype=np.float32)
+    try:
+        with tempfile.TemporaryFile(dir=scratch) as file:
+            return np.memmap(file, dtype=np.float32, mode="w+", shape=(total, dimension))
+    except OSError as error:
+        size = f"{4 * total * dimension / _GB:.1f} GB"
+        raise EvaluationError(
+            f"there is no room for {size} of descriptors beside {scratch}: {error.strerror}", remedy="free space or give another --out"
+        ) from error
 
 
 class _Batch:
@@ -196,31 +239,3 @@ class _Batch:
             if self.shelf is not None:
                 self.shelf.put(digest, descriptor)
         self.waiting = []
-
-
-@dataclass(frozen=True)
-class GalleryImages:
-    """The pictures of a gallery, as images to be described by another encoder."""
-
-    gallery: Gallery
-
-    @property
-    def records(self) -> list[ImageRecord]:
-        return self.gallery.keyframes
-
-    def read_encoded(self, indices: list[int]) -> Iterator[tuple[int, bytes]]:
-        """Yield (index, bytes of the file). Raises ImageError where the picture is gone."""
-        for index in indices:
-            path = self.gallery.image_path(index)
-            try:
-                yield index, path.read_bytes()
-            except OSError as error:
-                raise ImageError(
-                    f"image {path} of gallery {self.gallery.path} cannot be read: {error.strerror}",
-                    remedy="give the images with --database",
-                ) from error
-
-    def read_images(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (index, `(H, W, 3)` uint8 RGB). Raises ImageError where the picture is gone."""
-        for index, data in self.read_encoded(indices):
-            yield index, decode_image(data, str(self.gallery.image_path(index)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +11,17 @@ from typing import Any, Literal
 import numpy as np
 
 from asymvpr_core.config import EvaluationSettings
-from asymvpr_core.datasets.dataset import Dataset
+from asymvpr_core.datasets.benchmark import Benchmark
 from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import EvaluationError
 from asymvpr_core.evaluation.bootstrap import COMPARISON_PROTOCOL, PairedComparison, compare, intervals
 from asymvpr_core.evaluation.descriptor_cache import DescriptorCache
-from asymvpr_core.evaluation.encoders import GalleryImages, Images, NamedEncoder, describe, name_models
+from asymvpr_core.evaluation.encoders import Images, NamedEncoder, describe, name_models
+from asymvpr_core.evaluation.ground_truth import positives_of, protocol_of, warnings_of
 from asymvpr_core.evaluation.pairings_report import write_pairings_report
-from asymvpr_core.evaluation.predictions import Predictions, conditions_from_names
-from asymvpr_core.evaluation.protocol import check_map_frames, gallery_identity, write_metrics
-from asymvpr_core.evaluation.recall import METRICS, REPORT, ground_truth, predict, protocol_of, write_predictions
+from asymvpr_core.evaluation.predictions import Predictions, conditions_of
+from asymvpr_core.evaluation.protocol import gallery_identity, percentiles, write_metrics
+from asymvpr_core.evaluation.recall import METRICS, REPORT, predict, write_predictions
 from asymvpr_core.evaluation.retrieval_metrics import statistics, statistics_by_condition
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import check_pair, new_folder
@@ -47,7 +48,7 @@ class PairingsResult:
     metrics: dict[str, Any]
     systems: tuple[Predictions, ...]
     comparison: tuple[PairedComparison, ...]
-    references: Images
+    benchmark: Benchmark
     out: Path
 
 
@@ -95,94 +96,112 @@ def pairings_of(
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise EvaluationError(
-            f"two pairings are called '{twice[0]}'", expected="different names", remedy="rename one of the models' folders"
+            f"two pairings are called '{twice[0]}'", expected="different names", remedy="give each once, or rename a folder or weights file"
         )
     return found
 
 
 def evaluate_pairings(
-    queries: Dataset,
+    benchmark: Benchmark,
     pairings: Sequence[Pairing],
     settings: EvaluationSettings,
     out: Path,
     *,
     gallery: Gallery | None = None,
-    database: Dataset | None = None,
     cache: DescriptorCache | None = None,
     conditions: Sequence[str] | None = None,
     progress: Progress = silent,
 ) -> PairingsResult:
-    """Evaluate all pairings on one query set and write `metrics.json`, `predictions/*.csv` and `report.html` to `out`.
+    """Evaluate all pairings on one benchmark and write `metrics.json`, `predictions/*.csv` and `report.html` to `out`.
+
+    Where the benchmark has no ground truth nothing is judged: `metrics.json` then says so and holds no metric.
 
     Args:
+        benchmark: as `open_benchmark`, `open_pair` or `gallery_benchmark` gives it.
         pairings: as `pairings_of` gives them.
-        gallery: whose images and poses are the references, where no `database` is given.
-        database: the reference images.
+        gallery: whose stored descriptors are those of the benchmark's database, where a pairing uses them.
         cache: where descriptors are kept between calls; None: nowhere.
-        conditions: the condition of each query; None: as the names say it.
+        conditions: the condition of each query; None: as the records say it.
 
     Raises:
-        EvaluationError: neither gallery nor database, or as `evaluate_recall`.
+        EvaluationError: no query has a correct match, or a pairing of stored descriptors without the gallery.
+        DatasetError: an image lacks what the benchmark's rule needs.
         ArtefactError: `out` exists or cannot be written.
     """
-    if database is None and gallery is None:
-        raise EvaluationError("there are no reference images", expected="--gallery or --database", remedy="give one of them")
-    references: Images = GalleryImages(gallery) if database is None and gallery is not None else database  # type: ignore[assignment]
-    where = str(database.root) if database is not None else f"gallery {gallery.path if gallery else ''}"
-    if database is None and gallery is not None:
-        check_map_frames(gallery, queries.map_frame, str(queries.root))
-    keyframes = references.records
-    truth = ground_truth(queries, keyframes, settings, where)
+    truth = positives_of(benchmark)
+    queries, database = benchmark.queries, benchmark.database
     if conditions is None:
-        conditions = conditions_from_names([record.name for record in queries.records])
-
-    described: dict[tuple[str, int], np.ndarray] = {}
-
-    def side(images: Images, encoder: NamedEncoder, what: str) -> np.ndarray:
-        key = (what, id(encoder))
-        if key not in described:
-            described[key] = describe(images, encoder, cache, progress, what)
-        return described[key]
-
+        conditions = conditions_of(queries.records)
     with new_folder(out) as folder:
-        systems = []
-        for pairing in pairings:
-            if pairing.gallery_side is not None:
-                gallery_descriptors = side(references, pairing.gallery_side, "gallery images")
-            else:
-                assert gallery is not None  # such pairings come from a gallery
-                gallery_descriptors = gallery.descriptors
-            query_descriptors = side(queries, pairing.query_side, "queries")
-            systems.append(
-                predict(pairing.name, gallery_descriptors, query_descriptors, queries.records, keyframes, truth, settings, conditions)
-            )
-        comparison = compare(systems, settings)
+        systems = [
+            predict(pairing.name, *sides, queries.records, database.records, truth, settings, conditions)
+            for pairing, sides in _described(benchmark, pairings, settings, gallery, cache, progress, folder)
+        ]
+        comparison = compare(systems, settings) if benchmark.rule is not None else []
         metrics = {
-            "protocol": {"task": "pairings", **protocol_of(settings), **COMPARISON_PROTOCOL},
+            "protocol": {"task": "pairings", **protocol_of(settings, benchmark), **(COMPARISON_PROTOCOL if comparison else {})},
+            "warnings": warnings_of(benchmark, max(settings.k)),
             "systems": {
                 predictions.name: {
                     "kind": pairing.kind,
                     "query_side": _side(pairing.query_side),
                     "gallery_side": _STORED if pairing.gallery_side is None else _side(pairing.gallery_side),
-                    **statistics(predictions, settings.k),
-                    "intervals": intervals(predictions, settings),
-                    "by_condition": statistics_by_condition(predictions, settings.k),
+                    **_metrics(predictions, settings),
                 }
                 for pairing, predictions in zip(pairings, systems, strict=True)
             },
             "comparison": [pair.as_json() for pair in comparison],
-            "n_gallery": len(keyframes),
-            "references": {"path": str(database.root if database is not None else gallery.path if gallery else "")},
+            "n_gallery": len(database.records),
+            "benchmark": {"title": benchmark.title, "layout": benchmark.layout, "split": benchmark.split, "version": benchmark.version},
+            "references": {"path": str(database.root), "layout": database.layout, "map_frame": database.map_frame},
             "gallery": None if gallery is None else gallery_identity(gallery),
             "queries": {"path": str(queries.root), "layout": queries.layout, "map_frame": queries.map_frame},
         }
-        result = PairingsResult(metrics, tuple(systems), tuple(comparison), references, Path(out))
+        result = PairingsResult(metrics, tuple(systems), tuple(comparison), benchmark, Path(out))
         write_metrics(folder / METRICS, metrics)
         (folder / "predictions").mkdir()
         for number, predictions in enumerate(systems, start=1):
-            write_predictions(folder / "predictions" / f"{number}_{_slug(predictions.name)}.csv", predictions, keyframes, queries.records)
-        write_pairings_report(folder / REPORT, result, queries, settings)
+            path = folder / "predictions" / f"{number}_{_slug(predictions.name)}.csv"
+            write_predictions(path, predictions, database.records, queries.records)
+        write_pairings_report(folder / REPORT, result, settings)
     return result
+
+
+def _described(
+    benchmark: Benchmark, pairings: Sequence[Pairing], settings: EvaluationSettings, gallery: Gallery | None,
+    cache: DescriptorCache | None, progress: Progress, scratch: Path,
+) -> Iterator[tuple[Pairing, tuple[np.ndarray, np.ndarray]]]:  # fmt: skip
+    """Yield each pairing with its (gallery, query) descriptors; what no later pairing needs is let go."""
+    sides: dict[str, Images] = {"gallery images": benchmark.database, "queries": benchmark.queries}
+    needed = [[("gallery images", p.gallery_side), ("queries", p.query_side)] for p in pairings]
+    kept: dict[tuple[str, int], np.ndarray] = {}
+    for number, pairing in enumerate(pairings):
+        found = []
+        for what, encoder in needed[number]:
+            if encoder is None:
+                if gallery is None:
+                    raise EvaluationError(f"{pairing.name} needs the stored descriptors of a gallery", expected="--gallery")
+                found.append(gallery.descriptors)
+                continue
+            if (what, id(encoder)) not in kept:
+                kept[what, id(encoder)] = describe(
+                    sides[what], encoder, cache, progress, what, scratch=scratch, memory_gb=settings.descriptor_memory_gb
+                )
+            found.append(kept[what, id(encoder)])
+        yield pairing, (found[0], found[1])
+        later = {(what, id(encoder)) for after in needed[number + 1 :] for what, encoder in after}
+        kept = {key: descriptors for key, descriptors in kept.items() if key in later}
+
+
+def _metrics(predictions: Predictions, settings: EvaluationSettings) -> dict[str, Any]:
+    """What is known of one system's answers: every metric, or, without ground truth, how high their scores are."""
+    if not predictions.judged:
+        return {"n_queries": len(predictions), "best_score": percentiles(predictions.scores[:, 0], 5, 50, 95)}
+    return {
+        **statistics(predictions, settings.k),
+        "intervals": intervals(predictions, settings),
+        "by_condition": statistics_by_condition(predictions, settings.k),
+    }
 
 
 def _side(encoder: NamedEncoder) -> dict[str, Any]:

@@ -21,7 +21,7 @@ _CURVES = ("#1f6fb2", "#c7772b", "#7a5195", "#2f8f83", "#a23b5a")
 _MARKERS = ("o", "s", "^", "D", "v")  # a grey print tells them apart too
 _WIDTH_IN = 7.6
 _MANY_POINTS = 4000  # beyond this a vector file grows past what a phone draws smoothly
-_MANY_CURVES = 3  # beyond this a legend inside the plot would cover it
+_MANY_CURVES = 3  # beyond this the legend names curves only
 _FAR_M = 10_000.0  # UTM coordinates: show metres from a round origin instead of seven digits
 _STYLE = {
     "font.size": 10, "axes.edgecolor": _MUTED, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _MUTED, "ytick.color": _MUTED,
@@ -110,7 +110,7 @@ def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operati
         operating_point: (recall, precision) of the accepted matches, marked on the plot.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(4.0 if len(curves) <= _MANY_CURVES else 4.0 + 0.2 * len(curves))
+        figure, axes = _figure(4.0 + 0.2 * len(curves) * (1 if len(curves) > _MANY_CURVES else 2))
         for number, (name, sweep) in enumerate(curves):
             colour = _CURVES[number % len(_CURVES)]
             if len(sweep.recall) and sweep.n_opportunities:
@@ -131,10 +131,8 @@ def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operati
         axes.set_xlabel("recall")
         axes.set_ylabel("precision")
         axes.grid(True)
-        if len(curves) > _MANY_CURVES:
-            _legend_above(figure, axes)
-        elif axes.lines:
-            axes.legend(loc="lower left")
+        if axes.lines:
+            _legend_above(figure, axes)  # inside, it would cover the curve of a poor system
         else:
             axes.text(0.5, 0.5, "no revisit opportunity", ha="center", va="center", color=_MUTED)
         return _svg(figure)

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from asymvpr_core.errors import EvaluationError
+from asymvpr_core.types import ImageRecord
 
-_NOTE = 14  # of name.split("@"): the last field of VPR-datasets-downloader's names says "night", "winter", …
-_MOST_CONDITIONS = 24  # more different notes than this are remarks on single images, no conditions
+_MOST_CONDITIONS = 24  # more different ones than this are remarks on single images, no conditions
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class Predictions:
     """Ranked answers of one system with their ground truth; row i belongs to query i.
 
     `scores` (Q, K) float, best first, and `indices` (Q, K) int, gallery indices; -inf and -1 where a query
-    has fewer answers. `positives[i]` are the gallery indices that would be correct. `distances_m` (Q,) leads
-    from the query to its best match; NaN where unknown. `conditions` names the condition of each query.
+    has fewer answers. `positives[i]` are the gallery indices that would be correct; None where there is no
+    ground truth, and then nothing that judges an answer can be asked. `distances_m` (Q,) leads from the query
+    to its best match; NaN where unknown. `conditions` names the condition of each query.
 
     Raises:
         EvaluationError: no queries, lengths that differ, NaN scores, or scores that rise along a row.
@@ -29,7 +30,7 @@ class Predictions:
     name: str
     scores: np.ndarray
     indices: np.ndarray
-    positives: Sequence[np.ndarray]
+    positives: Sequence[np.ndarray] | None
     distances_m: np.ndarray
     conditions: Sequence[str] | None = None
 
@@ -58,16 +59,32 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.scores)
 
+    @property
+    def judged(self) -> bool:
+        """Whether there is a ground truth."""
+        return self.positives is not None
+
+    @property
+    def ground_truth(self) -> Sequence[np.ndarray]:
+        """`positives`, which must be known.
+
+        Raises:
+            EvaluationError: there is no ground truth.
+        """
+        if self.positives is None:
+            raise EvaluationError(f"{self.name} has no ground truth, so no answer can be judged", expected="predictions that are judged")
+        return self.positives
+
     @cached_property
     def hits(self) -> np.ndarray:
         """(Q, K) bool: answer j of query i is correct."""
-        rows = zip(self.indices, self.positives, strict=True)
+        rows = zip(self.indices, self.ground_truth, strict=True)
         return np.array([np.isin(row, positive) for row, positive in rows], dtype=bool).reshape(self.indices.shape)
 
     @cached_property
     def evaluable(self) -> np.ndarray:
         """(Q,) bool: the gallery holds a correct match."""
-        return np.array([len(positive) > 0 for positive in self.positives], dtype=bool)
+        return np.array([len(positive) > 0 for positive in self.ground_truth], dtype=bool)
 
     @property
     def correct(self) -> np.ndarray:
@@ -77,19 +94,16 @@ class Predictions:
     def subset(self, rows: np.ndarray, name: str) -> Predictions:
         """The predictions of some queries, by their numbers."""
         return Predictions(
-            name, self.scores[rows], self.indices[rows], [self.positives[i] for i in rows.tolist()], self.distances_m[rows],
+            name, self.scores[rows], self.indices[rows],
+            None if self.positives is None else [self.positives[i] for i in rows.tolist()], self.distances_m[rows],
             None if self.conditions is None else [self.conditions[i] for i in rows.tolist()],
         )  # fmt: skip
 
 
-def conditions_from_names(names: Sequence[str]) -> tuple[str, ...] | None:
-    """The condition of each image by the note in its name, "(none)" where it is empty; None where names carry no conditions.
-
-    The note is the last of the fields of `@utm_e@utm_n@…@timestamp@note@.jpg`, the naming of VPR-datasets-downloader.
-    """
-    fields = [name.rpartition("/")[2].split("@") for name in names]
-    notes = [parts[_NOTE].strip() if len(parts) > _NOTE + 1 else "" for parts in fields]
-    different = set(notes)
+def conditions_of(records: Sequence[ImageRecord]) -> tuple[str, ...] | None:
+    """The condition of each image, "(none)" where it has none; None where no image has one, or nearly each its own."""
+    conditions = [record.condition for record in records]
+    different = set(conditions)
     if different <= {""} or len(different) > _MOST_CONDITIONS:
         return None
-    return tuple(note or "(none)" for note in notes)
+    return tuple(condition or "(none)" for condition in conditions)

@@ -49,7 +49,10 @@ def check_poses(records: list[ImageRecord], what: str, max_yaw_deg: float | None
         raise EvaluationError(f"{what} holds no images with ground truth", remedy="check the source and its poses")
     without = sum(record.pose is None for record in records)
     if without:
-        raise EvaluationError(f"{without} of {len(records)} images of {what} have no position", expected="a position for each")
+        raise EvaluationError(
+            f"{without} of {len(records)} images of {what} have no position", expected="a position for each",
+            remedy="give a benchmark that goes without positions to 'asymvpr evaluate pairs --benchmark'",
+        )  # fmt: skip
     if max_yaw_deg is not None:
         without = sum(record.heading_deg is None for record in records)
         if without:

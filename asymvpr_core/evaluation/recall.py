@@ -12,18 +12,15 @@ import numpy as np
 
 from asymvpr_core.config import EvaluationSettings, MatcherSettings
 from asymvpr_core.datasets.dataset import Dataset
-from asymvpr_core.datasets.ground_truth import find_positives
 from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import EvaluationError
 from asymvpr_core.evaluation.bootstrap import COMPARISON_PROTOCOL, PairedComparison, check_names, compare, intervals
 from asymvpr_core.evaluation.descriptor_cache import DescriptorCache
 from asymvpr_core.evaluation.encoders import Encoder, NamedEncoder, describe
+from asymvpr_core.evaluation.ground_truth import gallery_benchmark, positives_of, protocol_of, warnings_of
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall
-from asymvpr_core.evaluation.predictions import Predictions, conditions_from_names
+from asymvpr_core.evaluation.predictions import Predictions, conditions_of
 from asymvpr_core.evaluation.protocol import (
-    check_map_frames,
-    check_poses,
-    correct_match_rule,
     encoder_identity,
     gallery_identity,
     heading_difference_deg,
@@ -31,7 +28,7 @@ from asymvpr_core.evaluation.protocol import (
     write_metrics,
 )
 from asymvpr_core.evaluation.recall_report import write_recall_report
-from asymvpr_core.evaluation.retrieval_metrics import PROTOCOL, no_positives, statistics, statistics_by_condition, sweep_of
+from asymvpr_core.evaluation.retrieval_metrics import statistics, statistics_by_condition, sweep_of
 from asymvpr_core.evaluation.sequence import SequenceResult, evaluate_sequence
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import check_pair, new_folder
@@ -77,7 +74,7 @@ class RecallResult:
     @property
     def positives(self) -> Sequence[np.ndarray]:
         """The correct gallery indices of each query."""
-        return self.predictions.positives
+        return self.predictions.ground_truth
 
     @property
     def distances_m(self) -> np.ndarray:
@@ -113,7 +110,7 @@ def evaluate_recall(
         compare_with: other encoders of the same pair, which answer the same queries.
         sequence: the queries are consecutive frames; what the matcher accepts of them is counted too.
         cache: where descriptors of the queries are kept; None: nowhere.
-        conditions: the condition of each query; None: as the names say it.
+        conditions: the condition of each query; None: as the records say it.
 
     Raises:
         EvaluationError: no queries, missing positions, frames that differ, or no query with a correct match.
@@ -126,26 +123,25 @@ def evaluate_recall(
         if isinstance(each.encoder, QueryModel):
             check_pair(gallery.manifest, each.encoder.manifest, gallery.path, each.encoder.path)
     check_names([each.name for each in encoders])
-    truth = ground_truth(queries, gallery.keyframes, settings, f"gallery {gallery.path}")
-    check_map_frames(gallery, queries.map_frame, str(queries.root))
+    benchmark = gallery_benchmark(gallery, queries, settings)
+    truth, keyframes = positives_of(benchmark), benchmark.database.records
     if conditions is None:
-        conditions = conditions_from_names([record.name for record in queries.records])
+        conditions = conditions_of(queries.records)
 
     with new_folder(out) as folder:
         answers, descriptors = [], np.empty(0, np.float32)
         for each in encoders:
-            described = describe(queries, each, cache, progress)
+            described = describe(queries, each, cache, progress, scratch=folder, memory_gb=settings.descriptor_memory_gb)
             descriptors = described if each is first else descriptors
-            answers.append(
-                predict(each.name, gallery.descriptors, described, queries.records, gallery.keyframes, truth, settings, conditions)
-            )
+            answers.append(predict(each.name, gallery.descriptors, described, queries.records, keyframes, truth, settings, conditions))
         predictions = answers[0]
         run = None
         if sequence is not None:
-            run = evaluate_sequence(gallery, queries.records, descriptors, list(truth), sequence)
+            run = evaluate_sequence(gallery, queries.records, descriptors, list(predictions.ground_truth), sequence)
         comparison = compare(answers, settings)
         metrics = {
-            "protocol": {"task": "recall", **protocol_of(settings), **(COMPARISON_PROTOCOL if comparison else {})},
+            "protocol": {"task": "recall", **protocol_of(settings, benchmark), **(COMPARISON_PROTOCOL if comparison else {})},
+            "warnings": warnings_of(benchmark, max(settings.k)),
             **statistics(predictions, settings.k),
             "n_gallery": len(gallery),
             "intervals": intervals(predictions, settings),
@@ -161,8 +157,8 @@ def evaluate_recall(
         }  # fmt: skip
         result = RecallResult(metrics, predictions, sweep_of(predictions), Path(out), run, tuple(answers[1:]), tuple(comparison))
         write_metrics(folder / METRICS, metrics)
-        write_predictions(folder / PREDICTIONS, predictions, gallery.keyframes, queries.records)
-        write_recall_report(folder / REPORT, result, gallery, queries, settings)
+        write_predictions(folder / PREDICTIONS, predictions, keyframes, queries.records)
+        write_recall_report(folder / REPORT, result, benchmark, settings)
     return result
 
 
@@ -174,42 +170,13 @@ def _named(encoder: Encoder, gallery: Gallery) -> NamedEncoder:
     return NamedEncoder(name, encoder, {"kind": "gallery network", **gallery.manifest.gallery_network.model_dump(mode="json")})
 
 
-def ground_truth(queries: Dataset, keyframes: list[ImageRecord], settings: EvaluationSettings, gallery_name: str) -> tuple[np.ndarray, ...]:
-    """The correct gallery indices of every query.
-
-    Raises:
-        EvaluationError: no queries or gallery images, positions or headings missing, or no query with a correct match.
-    """
-    check_poses(queries.records, str(queries.root), settings.max_yaw_deg)
-    check_poses(keyframes, gallery_name, settings.max_yaw_deg)
-    positives = find_positives(queries.records, keyframes, settings.radius_m, settings.max_yaw_deg)
-    if not any(len(positive) for positive in positives):
-        raise no_positives(len(positives))
-    return tuple(positives)
-
-
-def protocol_of(settings: EvaluationSettings) -> dict[str, Any]:
-    """The rules and settings that every number of an evaluation of images rests on."""
-    return {
-        "correct_match": correct_match_rule(settings),
-        "radius_m": settings.radius_m,
-        "max_yaw_deg": settings.max_yaw_deg,
-        "k": list(settings.k),
-        "confidence_percent": 100 * settings.confidence,
-        "similarity": "cosine, exact search",
-        "intervals": f"percentile bootstrap over queries, {settings.bootstrap_resamples} resamples, {100 * settings.confidence:g} %, "
-        f"seed {settings.seed}; queries with and without a correct match drawn separately",
-        **PROTOCOL,
-    }
-
-
 def predict(
     name: str,
     gallery_descriptors: np.ndarray,
     query_descriptors: np.ndarray,
     queries: Sequence[ImageRecord],
     keyframes: Sequence[ImageRecord],
-    positives: Sequence[np.ndarray],
+    positives: Sequence[np.ndarray] | None,
     settings: EvaluationSettings,
     conditions: Sequence[str] | None = None,
 ) -> Predictions:
@@ -227,17 +194,18 @@ def predict(
 
 
 def write_predictions(path: Path, predictions: Predictions, keyframes: Sequence[ImageRecord], queries: Sequence[ImageRecord]) -> None:
-    """Write one row for each query and rank."""
+    """Write one row for each query and rank; fields that nobody knows stay empty, so do all judgements without ground truth."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         columns = "query_index,query_image,n_positives,rank,gallery_index,gallery_image,score,distance_m,heading_error_deg,correct"
         writer.writerow(columns.split(","))
-        rows = zip(queries, predictions.positives, predictions.scores, predictions.indices, predictions.hits, strict=True)
-        for query_index, (query, positive, scores, indices, hits) in enumerate(rows):
-            for rank, (score, index, hit) in enumerate(zip(scores, indices, hits, strict=True), start=1):
+        for i, query in enumerate(queries):
+            n_positives = len(predictions.ground_truth[i]) if predictions.judged else ""
+            for rank, (score, index) in enumerate(zip(predictions.scores[i], predictions.indices[i], strict=True)):
                 keyframe = keyframes[index]
-                heading = heading_difference_deg(query, keyframe)
+                distance, heading = horizontal_distance_m(query, keyframe), heading_difference_deg(query, keyframe)
                 writer.writerow([
-                    query_index, query.name, len(positive), rank, index, keyframe.name, f"{score:.6f}",
-                    f"{horizontal_distance_m(query, keyframe):.3f}", "" if np.isnan(heading) else f"{heading:.2f}", int(hit),
+                    i, query.name, n_positives, rank + 1, index, keyframe.name, f"{score:.6f}",
+                    "" if np.isnan(distance) else f"{distance:.3f}", "" if np.isnan(heading) else f"{heading:.2f}",
+                    int(predictions.hits[i, rank]) if predictions.judged else "",
                 ])  # fmt: skip

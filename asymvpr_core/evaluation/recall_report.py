@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asymvpr_core.config import EvaluationSettings
-from asymvpr_core.datasets.dataset import Dataset
+from asymvpr_core.datasets.benchmark import Benchmark
 from asymvpr_core.evaluation.boards import board_sections
 from asymvpr_core.evaluation.comparison_report import comparison_section, conditions_table, systems_table
-from asymvpr_core.evaluation.encoders import GalleryImages
+from asymvpr_core.evaluation.ground_truth import positions_m
 from asymvpr_core.evaluation.plots import BAD, GOOD, NEUTRAL, PointGroup, PointStyle, plot_map, plot_precision_recall, plot_score_distance
 from asymvpr_core.evaluation.predictions import Predictions
 from asymvpr_core.evaluation.report import (
@@ -29,7 +29,6 @@ from asymvpr_core.evaluation.report import (
     render_report,
 )
 from asymvpr_core.evaluation.retrieval_metrics import sweep_of
-from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.types import ImageRecord
 
 if TYPE_CHECKING:
@@ -39,24 +38,26 @@ if TYPE_CHECKING:
 _WRONG = PointStyle(BAD.colour, BAD.marker, 34, BAD.order)
 
 
-def write_recall_report(out_html: Path, result: RecallResult, gallery: Gallery, queries: Dataset, settings: EvaluationSettings) -> None:
+def write_recall_report(out_html: Path, result: RecallResult, benchmark: Benchmark, settings: EvaluationSettings) -> None:
     """Write the report of one query set.
 
     Raises:
         EvaluationError: the file cannot be written.
     """
-    metrics = result.metrics
+    metrics, queries = result.metrics, benchmark.queries
+    gallery_positions = positions_m(benchmark.database.records)
     encoder = metrics["encoder"]
     sections = [_summary(metrics)]
-    if metrics["by_condition"]:
+    if len(metrics["by_condition"]) > 1:
         sections.append(Section("Conditions", [conditions_table(metrics["by_condition"], settings.k)]))
-    sections += [map_section(result.predictions, queries.records, gallery.positions), _precision_recall(result, gallery, queries)]
+    sections += [map_section(result.predictions, queries.records, gallery_positions)]
+    sections += [_precision_recall(result, queries.records, gallery_positions)]
     if result.sequence is not None:
         sections.append(_sequence(result))
     if result.comparison:
         systems = {encoder["name"]: metrics} | metrics["compared"]
         sections += [Section("Compared", [systems_table(systems, settings.k)]), comparison_section(result.comparison, list(systems))]
-    sections += [*board_sections(result.predictions, queries, GalleryImages(gallery), settings), _protocol(metrics)]
+    sections += [*board_sections(result.predictions, queries, benchmark.database, settings), _protocol(metrics)]
     subtitle = f"{encoder['name']} on {metrics['queries']['path']} against {metrics['gallery']['path']}"
     render_report(out_html, "Place recognition: Recall@K", sections, subtitle=subtitle)
 
@@ -93,10 +94,14 @@ def _summary(metrics: dict[str, Any]) -> Section:
         KeyFigures(tuple(figures)),
         Table(rows, (Column("quantity", numeric=False), Column("value"), Column("", numeric=False))),
     ]
-    largest = max(int(k) for k in metrics["recall_at_k"])
-    if largest > metrics["n_gallery"]:
-        blocks.append(Text((f"The gallery holds fewer than {largest} images: a K beyond its size counts all of it.",)))
+    if metrics["warnings"]:
+        blocks.append(warnings_block(metrics["warnings"]))
     return Section("Summary", blocks, f"Over {n_with} queries. Correct: {metrics['protocol']['correct_match']}.")
+
+
+def warnings_block(warnings: Sequence[str]) -> Text:
+    """What makes the numbers mean less than they seem to."""
+    return Text(tuple(f"Note: {warning}." for warning in warnings))
 
 
 def map_section(predictions: Predictions, queries: Sequence[ImageRecord], gallery_positions: np.ndarray) -> Section:
@@ -140,9 +145,9 @@ def spread_by_heading(records: Sequence[ImageRecord]) -> np.ndarray:
     return xy
 
 
-def _precision_recall(result: RecallResult, gallery: Gallery, queries: Dataset) -> Section:
+def _precision_recall(result: RecallResult, queries: Sequence[ImageRecord], gallery_positions: np.ndarray) -> Section:
     curves = [(result.predictions.name, result.sweep), *[(other.name, sweep_of(other)) for other in result.compared]]
-    groups = outcome_groups(result.predictions, queries.records, gallery.positions)
+    groups = outcome_groups(result.predictions, queries, gallery_positions)
     return Section("Precision and recall", [
         Figure(
             plot_precision_recall(curves), "Precision over recall of the best match, for every threshold.",

@@ -47,11 +47,11 @@ def recall_at_k(ranked: np.ndarray, positives: Sequence[np.ndarray], ks: Sequenc
     return {k: float(np.mean([hit[:k].any() for hit in hits])) for k in ks}
 
 
-def no_positives(queries: int) -> EvaluationError:
-    """The error of a query set of which nothing can be found."""
+def no_positives(queries: int, hint: str | None = None) -> EvaluationError:
+    """The error of a query set of which nothing can be found; `hint` says why, where that is known."""
     return EvaluationError(
         f"none of {queries} queries has a correct match in the gallery", expected="at least one",
-        remedy="check that both are of one site and in one frame, or raise --radius-m",
+        remedy=hint or "check that both are of one site and in one frame, or raise --radius-m",
     )  # fmt: skip
 
 

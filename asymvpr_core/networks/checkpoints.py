@@ -27,11 +27,15 @@ class MisfitError(NetworkError):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was done with a weights file: tensors used, and those ignored with the reason."""
+    """What was done with a weights file: tensors used, and those ignored with the reason.
+
+    `random_aggregator`: the file holds none, and the network's aggregator has weights: it still has to be trained.
+    """
 
     used: int
     ignored: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    random_aggregator: bool = False
 
     def lines(self) -> list[str]:
         """The report in words, one line a reason."""

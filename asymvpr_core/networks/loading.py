@@ -69,9 +69,11 @@ def load_released(spec: NetworkSpec, module: nn.Module, path: Path) -> LoadRepor
         if other is None:
             raise
         raise NetworkError(f"weights file {path} is of {other}", expected=f"weights of {spec.name}") from error
-    if optional is not None and not any(name.startswith("aggregator.") for name in converted) and has_aggregator_weights(module):
+    has_none = optional is not None and not any(name.startswith("aggregator.") for name in converted)
+    random_aggregator = has_none and has_aggregator_weights(module)
+    if random_aggregator:
         notes += ("the file holds the backbone only: the aggregator starts random and has to be trained",)
-    return LoadReport(len(converted), ignored, notes)
+    return LoadReport(len(converted), ignored, notes, random_aggregator)
 
 
 def has_aggregator_weights(module: nn.Module) -> bool:
