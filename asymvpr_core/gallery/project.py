@@ -45,7 +45,7 @@ def project_gallery(
         _fit(gallery, dimension, settings) if projection_from is None else _borrow(Path(projection_from), identity.pair_id, gallery_path)
     )
     origin = {"gallery": str(gallery.path.resolve()), "pair": identity.pair_id, "kept_variance": _kept(gallery, projection)}
-    how = settings.model_dump(mode="json", include=set(ProjectionSettings.model_fields)) | {"projection_dim": dimension}
+    how = settings.model_dump(mode="json", include=set(ProjectionSettings.model_fields)) | {"projection_dim": projection.dimension}
     with new_folder(out) as staging:
         write_descriptors(staging, gallery.descriptors, projection, str(gallery.descriptors.dtype))
         shutil.copy2(gallery.path / KEYFRAMES, staging / KEYFRAMES)
