@@ -118,7 +118,7 @@ def test_every_command_and_option_explains_itself(names: list[str]):
 def test_defaults_in_the_help_come_from_the_settings():
     text = " ".join(run("train", "--help")[1].split())
     assert f"(default: {TrainSettings().epochs})" in text
-    assert "--loss asym|asym+|regression" in text
+    assert "--loss asym+|asym|explicit|queue|regression|aml|raml|csd|rop|d3still|symmetric" in text
     text = " ".join(run("evaluate", "bag", "--help")[1].split())
     assert f"(default: {','.join(map(str, EvaluationSettings().k))})" in text
     assert f"(default: {MatcherSettings().score_threshold})" in text

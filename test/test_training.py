@@ -24,8 +24,10 @@ from asymvpr_core.memory.bank import MemoryBank
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.networks.registry import network_spec
 from asymvpr_core.training.alignment import align
-from asymvpr_core.training.data import EpochSampler, GalleryImages, ImageLoader
-from asymvpr_core.training.run import _whole_checkpoint, train
+from asymvpr_core.training.data import GalleryImages, ImageLoader
+from asymvpr_core.training.fit import _whole_checkpoint
+from asymvpr_core.training.run import train
+from asymvpr_core.training.samplers import EpochSampler
 
 pytestmark = pytest.mark.slow
 
