@@ -1,7 +1,8 @@
-"""What accompanies the steps of a training: progress, the moving average of the weights, prediction boards."""
+"""What accompanies the steps of a training: progress, time, the moving average of the weights, prediction boards."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import cv2
@@ -39,6 +40,30 @@ class ProgressCallback(lightning.Callback):
     def on_train_end(self, *_: Any) -> None:
         for _step in self._bar:  # lets the bar close
             break
+
+
+class StepClock(lightning.Callback):
+    """Measures the time from the end of one batch to the end of the next, loading included, inside epochs."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last: float | None = None
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._last = None
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+    @property
+    def median_s(self) -> float | None:
+        """Median of a batch; None without two in one epoch, and where spawned processes did the work."""
+        return float(np.median(self.seconds)) if self.seconds else None
 
 
 class MovingAverage(lightning.Callback):

@@ -25,7 +25,7 @@ from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.progress import Progress
 from asymvpr_core.training import hardware
-from asymvpr_core.training.callbacks import AVERAGED, MovingAverage, PredictionBoards, ProgressCallback
+from asymvpr_core.training.callbacks import AVERAGED, MovingAverage, PredictionBoards, ProgressCallback, StepClock
 from asymvpr_core.training.data import GalleryImages, ImageLoader
 from asymvpr_core.training.module import AsymmetricModule
 from asymvpr_core.training.objective import Objective
@@ -74,7 +74,8 @@ def fine_tune(
     )  # fmt: skip
     # Of its own: with save_last, `keep` would renew it only when an epoch is the best so far. After `keep`, whose state it holds.
     newest = ModelCheckpoint(checkpoints, filename="last", monitor="epoch", mode="max", enable_version_counter=False)
-    callbacks: list[Any] = [keep, newest]
+    clock = StepClock()
+    callbacks: list[Any] = [keep, newest, clock]
     if settings.ema_decay > 0:
         callbacks.insert(0, MovingAverage(settings.ema_decay))
     if validated and settings.boards > 0:
@@ -88,7 +89,7 @@ def fine_tune(
         last = _whole_checkpoint(checkpoints / "last.ckpt")
         trainer.fit(module, train_loader, validation_loaders if validated else None, ckpt_path=last, weights_only=True)
     network.cpu()
-    return _choose(network, start, before, checkpoints)
+    return {**_choose(network, start, before, checkpoints), "median_batch_s": clock.median_s}
 
 
 def _loaders(

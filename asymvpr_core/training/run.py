@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def train(
     weights: Path | None = None,
     bank: Path | None = None,
     neighbours: Path | None = None,
+    features: Path | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Train against the gallery and write the run folder `out`; returns `out`.
@@ -59,6 +61,7 @@ def train(
     Args:
         bank: a stored bank of this gallery, whose places and statistics are used; None: computed here.
         neighbours: neighbour lists of this gallery for CSD, ROP and D3still; None: inside the batch.
+        features: a folder where runs that start alike share the light network's features; None: each has its own.
 
     Raises:
         ArtefactError: gallery, bank or lists damaged or not of one another, `out` exists or is in use or cannot be written.
@@ -71,7 +74,7 @@ def train(
         raise TrainingError(f"{spec.name} takes pictures of any size", expected="a query network of one input size")
     hardware.accelerator(settings)
     prepare_cpu(settings.threads)
-    sources = _Sources(gallery, bank, neighbours, weights)
+    sources = _Sources(gallery, bank, neighbours, weights, features)
     if hardware.rank() > 0:  # started by torchrun: the first process writes, the others only compute
         _train(sources, settings, Path(out).with_name(Path(out).name + ".partial"), silent)
         return Path(out)
@@ -91,6 +94,7 @@ class _Sources:
     bank: Path | None
     neighbours: Path | None
     weights: Path | None
+    features: Path | None
 
     def identity(self) -> dict[str, Any]:
         """Checksums of everything that the run depends on beside its settings."""
@@ -126,18 +130,23 @@ class _Sources:
 
 def _train(sources: _Sources, settings: TrainSettings, work: Path, progress: Progress) -> tuple[QueryNetwork, MemoryBank, dict[str, Any]]:
     gallery = sources.gallery
+    started = time.perf_counter()
     bank = sources.memory_bank(settings)
+    seconds = {"bank": time.perf_counter() - started}
     places = np.asarray(bank.places)
     images = TrainingImages(gallery, places, *_split(places, settings))
     objective = make_objective(settings, gallery, bank, sources.neighbours)
     lightning.seed_everything(settings.seed, verbose=False)
     network = QueryNetwork.from_pretrained(
-        load_network(settings.query_network, sources.weights, seed=settings.seed), gallery.manifest.gallery_network.dimension, settings.seed
-    )
+        load_network(settings.query_network, sources.weights, seed=settings.seed), gallery.manifest.gallery_network.dimension,
+        settings.seed, gated=settings.init == "aligned",
+    )  # fmt: skip
     counts = {"places": len(bank.counts), "training_images": len(images.training), "validation_images": len(images.validation)}
     details: dict[str, Any] = {**counts, "gamma": objective.gamma}
     if settings.init == "aligned" and hardware.rank() == 0:
-        details["alignment"] = align_network(network, images, settings, work, progress)
+        started = time.perf_counter()
+        details["alignment"] = align_network(network, images, settings, sources.features or work, progress)
+        seconds["alignment"] = time.perf_counter() - started
     if settings.epochs > 0 and settings.validation_share > 0 and len(images.validation) == 0:
         # Four unchecked epochs cost such galleries 3.0 and 4.5 points of Recall@1 (docs/results.md).
         details["fine_tuning"] = {"epoch": 0, "skipped": "no place has two images, so that no image can be held out"}
@@ -146,8 +155,10 @@ def _train(sources: _Sources, settings: TrainSettings, work: Path, progress: Pro
             "use larger cells, or set validation_share to 0 to fine-tune unchecked"
         )
     elif settings.epochs > 0:
+        started = time.perf_counter()
         details["fine_tuning"] = fine_tune(network, objective, images, settings, work, progress)
-    return network, bank, details
+        seconds["fine_tuning"] = time.perf_counter() - started
+    return network, bank, {**details, "seconds": seconds}
 
 
 def _split(places: np.ndarray, settings: TrainSettings) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +195,10 @@ def _write(
         settings=settings.model_dump(mode="json"),
         inputs={"gallery": str(gallery.path.resolve()), "gallery_digest": gallery_digest(gallery), **stored},
         versions={"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__},
-        details={**details, "query_network": network.spec.name, "preprocess": network.spec.preprocess.model_dump(mode="json")},
+        details={
+            **details, "query_network": network.spec.name, "gated": network.is_gated,
+            "preprocess": network.spec.preprocess.model_dump(mode="json"),
+        },
     )  # fmt: skip
 
 

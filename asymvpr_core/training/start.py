@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,10 @@ import torch
 
 from asymvpr_core.config import TrainSettings
 from asymvpr_core.errors import TrainingError
+from asymvpr_core.memory.origin import gallery_digest
+from asymvpr_core.memory.rows import RowFile
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.progress import Progress
-from asymvpr_core.resumable import save_piece
 from asymvpr_core.training import hardware
 from asymvpr_core.training.alignment import align
 from asymvpr_core.training.data import GalleryImages, ImageLoader
@@ -23,11 +27,11 @@ _ALIGNMENT_EPOCH = 1_000_000
 
 
 def align_network(
-    network: QueryNetwork, images: TrainingImages, settings: TrainSettings, work: Path, progress: Progress
+    network: QueryNetwork, images: TrainingImages, settings: TrainSettings, folder: Path, progress: Progress
 ) -> dict[str, float]:
     """Set the network's last layer in closed form; returns what the run's manifest says of it.
 
-    Features that a killed run left in `work` are used again.
+    Features that a killed run, or another run with the same start, left in `folder` are used again.
 
     Raises:
         ImageError: naming an image that cannot be read.
@@ -35,29 +39,43 @@ def align_network(
     """
     if not network.has_linear_head:
         raise TrainingError(
-            f"{network.spec.name} has the gallery's {network.spec.dimension} dimensions itself and no linear layer to align",
+            f"{network.spec.name} has the gallery's {network.spec.dimension} dimensions itself and no features to align",
+            expected="a backbone and an aggregator",
             remedy="give --init random, or a gallery with a projection",
         )
-    cache = work / "features.npy"
+    cache = folder / f"features_{_digest_of_start(network, images, settings)}.npy"
+    copies = 1 + settings.alignment_copies
     if not cache.exists():
-        features = _pooled_features(network, images, settings, progress)
-        save_piece(cache, lambda file: np.save(file, features, allow_pickle=False))
-    features = np.load(cache, allow_pickle=False)
-    copies = len(features) // len(images.training)
+        partial = cache.with_name(f".{cache.name}.partial")
+        partial.unlink(missing_ok=True)
+        _write_features(partial, network, images, settings, progress)
+        os.replace(partial, cache)
+    features = np.load(cache, mmap_mode="r", allow_pickle=False)
     rows = np.tile(images.training, copies)
-    alignment = align(features, np.asarray(images.gallery.descriptors[rows]), images.places[rows], seed=settings.seed, progress=progress)
+    alignment = align(features, images.gallery.descriptors, images.places[rows], rows=rows, seed=settings.seed, progress=progress)
     network.set_head(alignment.weight, alignment.bias)
     return {"ridge": alignment.ridge, "held_out_cosine": alignment.held_out_cosine, "copies": copies}
 
 
-def _pooled_features(network: QueryNetwork, images: TrainingImages, settings: TrainSettings, progress: Progress) -> np.ndarray:
+def _digest_of_start(network: QueryNetwork, images: TrainingImages, settings: TrainSettings) -> str:
+    """Short name of everything that the features depend on."""
+    values = {
+        "gallery": gallery_digest(images.gallery), "network": network.spec.name, "channels": network.head_channels,
+        "settings": settings.model_dump(mode="json", include={"alignment_copies", "augmentation", "seed", "batch_size"}),
+        "training": hashlib.sha256(images.training.tobytes()).hexdigest(),
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write_features(path: Path, network: QueryNetwork, images: TrainingImages, settings: TrainSettings, progress: Progress) -> None:
     """(copies·N, C): features of the training images as they are, then of augmented copies of them."""
     preprocess, device = network.spec.preprocess, hardware.device(settings)
     plain = GalleryImages(images.gallery, images.places, preprocess)
     augmented = GalleryImages(images.gallery, images.places, preprocess, settings.augmentation, settings.seed)
     network.eval().to(device)
-    rows = []
-    for copy in range(1 + settings.alignment_copies):
+    copies = 1 + settings.alignment_copies
+    file, row = RowFile(path, (copies * len(images.training), network.head_channels), np.float32), 0
+    for copy in range(copies):
         loader = ImageLoader(
             plain if copy == 0 else augmented,
             batch_size=settings.batch_size,
@@ -66,6 +84,8 @@ def _pooled_features(network: QueryNetwork, images: TrainingImages, settings: Tr
         )
         what = "align" if copy == 0 else f"align, augmented copy {copy}"
         with torch.inference_mode():
-            rows += [network.encoder(batch.to(device)).cpu().numpy() for batch, *_ in progress(loader, what, len(loader))]
+            for batch, *_ in progress(loader, what, len(loader)):
+                file.write(row, network.pooled(batch.to(device)).cpu().numpy())
+                row += len(batch)
+    file.close()
     network.cpu()
-    return np.concatenate(rows)
