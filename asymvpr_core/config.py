@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from asymvpr_core.errors import SettingsError
@@ -240,6 +240,15 @@ class TrainSettings(Settings):
         return self.sampler
 
 
+class ComparisonSettings(Settings):
+    """How losses are compared: the same network, images, schedule and seeds for each."""
+
+    seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), min_length=1, description="seeds that every loss is trained with")
+    overrides: dict[str, dict[str, Any]] = Field(
+        {}, description="settings of single losses that differ from the common ones, by the name of the loss"
+    )
+
+
 class ExportSettings(Settings):
     """How a query network becomes something that the robot runs."""
 
@@ -317,6 +326,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "bank": BankSettings,
     "neighbours": NeighbourSettings,
     "train": TrainSettings,
+    "comparison": ComparisonSettings,
     "export": ExportSettings,
     "runtime": RuntimeSettings,
     "matcher": MatcherSettings,

@@ -173,7 +173,7 @@ def test_an_unknown_setting_is_named(tmp_path: Path, street: Path):
 
 
 def test_a_value_out_of_range_is_named(tmp_path: Path, street: Path):
-    assert "'asym', 'asym+' or 'regression'" in refused("train", street, "--loss", "triplet", "--out", tmp_path / "run")
+    assert "'d3still' or 'symmetric'" in refused("train", street, "--loss", "triplet", "--out", tmp_path / "run")
     assert "setting 'epochs' is -1" in refused("train", street, "--epochs", "-1", "--out", tmp_path / "run")
 
 

@@ -1,4 +1,4 @@
-"""`asymvpr train`: a light query network against a gallery."""
+"""`asymvpr align` and `asymvpr train`: a light query network against a gallery."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import typer
 
 from asymvpr_core.cli.options import Config, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import TrainSettings, make_settings
+from asymvpr_core.config import ComparisonSettings, EvaluationSettings, SourceSettings, TrainSettings, make_settings
+
+GalleryFolder = Annotated[Path, typer.Argument(help="folder of the gallery to train against", metavar="GALLERY", show_default=False)]
 
 
 def train(
-    gallery: Annotated[Path, typer.Argument(help="folder of the gallery to train against", metavar="GALLERY", show_default=False)],
-    out: Annotated[Path, out_option("the training run")],
+    gallery: GalleryFolder,
+    out: Annotated[Path, out_option("the training run, or with --compare the comparison")],
     query_network: Annotated[str | None, setting(TrainSettings, "query_network")] = None,
     loss: Annotated[str | None, setting(TrainSettings, "loss")] = None,
     bank: Annotated[
@@ -56,6 +58,23 @@ def train(
             help="named settings beneath --config and flags: small_site for some hundred to a few thousand images", metavar="NAME"
         ),
     ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            help="train each of these losses with each seed and evaluate it; aligned is the start alone, LOSS:random has a random one",
+            metavar="LOSS,LOSS,…",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[str | None, setting(ComparisonSettings, "seeds", metavar="N,N,…")] = None,
+    database: Annotated[
+        Path | None,
+        typer.Option(help="with --compare: gallery to search, of the same pair; not given: GALLERY", metavar="DIR", show_default=False),
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="with --compare: images that are searched", metavar="SOURCE", show_default=False)
+    ] = None,
+    radius_m: Annotated[float | None, setting(EvaluationSettings, "radius_m")] = None,
     weights: Weights = None,
     config: Config = None,
 ) -> None:
@@ -69,7 +88,12 @@ def train(
       asymvpr train map --query-network efficientnet_lite0_gem --loss asym+ --out run
       asymvpr train map --recipe small_site --out run
       asymvpr train map --loss csd --neighbours neighbours --out csd_run
+      asymvpr train map --compare aligned,asym+,csd --queries images/queries --out losses
     """
+    if compare is None and (seeds or database or queries):
+        raise typer.BadParameter("--seeds, --database and --queries belong to --compare", param_hint="'--compare'")
+    if compare is not None and queries is None:
+        raise typer.BadParameter("--compare needs --queries", param_hint="'--queries'")
     settings = make_settings(
         TrainSettings, config, recipe=recipe, query_network=query_network, loss=loss, init=init, epochs=epochs, batch_size=batch_size,
         sampler=sampler, images_per_place=images_per_place, learning_rate=learning_rate, temperature=temperature, gamma=gamma,
@@ -82,8 +106,79 @@ def train(
 
     identity = read_manifest(gallery, "gallery").gallery_network  # before torch is imported: a wrong path answers at once
 
+    if compare is not None:
+        comparison = make_settings(ComparisonSettings, config, seeds=_parse_seeds(seeds))
+        evaluation = make_settings(EvaluationSettings, config, radius_m=radius_m)
+        source = make_settings(SourceSettings, config)
+        _compare(gallery, compare, settings, comparison, database, queries, source, evaluation, out, bank, neighbours, weights)
+        return
+
     from asymvpr_core.training.run import train as train_run
 
     train_run(gallery, settings, out, weights=weights, bank=bank, neighbours=neighbours, progress=terminal_progress())
     typer.echo(f"{out}: {settings.query_network} trained against {gallery} ({identity})")
     typer.echo(f"next: asymvpr export {out} --out MODEL")
+
+
+def align(
+    gallery: GalleryFolder,
+    query_network: Annotated[str, typer.Option("--query-network", help="name of the query network", metavar="NAME", show_default=False)],
+    out: Annotated[Path, out_option("the training run")],
+    alignment_copies: Annotated[int | None, setting(TrainSettings, "alignment_copies")] = None,
+    batch_size: Annotated[int | None, setting(TrainSettings, "batch_size")] = None,
+    accelerator: Annotated[str | None, setting(TrainSettings, "accelerator")] = None,
+    seed: Annotated[int | None, setting(TrainSettings, "seed")] = None,
+    workers: Annotated[int | None, setting(TrainSettings, "workers")] = None,
+    threads: Annotated[int | None, setting(TrainSettings, "threads")] = None,
+    weights: Weights = None,
+    config: Config = None,
+) -> None:
+    """Fit the last layer of a light network to the descriptors of GALLERY in closed form, without gradient steps.
+
+    The same as 'asymvpr train --epochs 0': every training starts from this.
+
+    \b
+    Examples
+      asymvpr align map --query-network efficientnet_lite0_gem --out aligned
+    """
+    settings = make_settings(
+        TrainSettings, config, query_network=query_network, alignment_copies=alignment_copies, batch_size=batch_size,
+        accelerator=accelerator, seed=seed, workers=workers, threads=threads, epochs=0, init="aligned",
+    )  # fmt: skip
+
+    from asymvpr_core.manifest import read_manifest
+
+    identity = read_manifest(gallery, "gallery").gallery_network
+
+    from asymvpr_core.training.run import train as train_run
+
+    train_run(gallery, settings, out, weights=weights, progress=terminal_progress())
+    found = read_manifest(out, "run").details["alignment"]
+    typer.echo(f"{out}: {settings.query_network} aligned with {gallery} ({identity})")
+    typer.echo(f"ridge {found['ridge']:.3g}, cosine to the gallery descriptors of held-out places {found['held_out_cosine']:.3f}")
+    typer.echo(f"next: asymvpr export {out} --out MODEL")
+
+
+def _parse_seeds(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no list of whole numbers such as 0,1,2", param_hint="'--seeds'") from None
+
+
+def _compare(
+    gallery: Path, names: str, settings: TrainSettings, comparison: ComparisonSettings, database: Path | None, queries: Path | None,
+    source: SourceSettings, evaluation: EvaluationSettings, out: Path, bank: Path | None, neighbours: Path | None, weights: Path | None,
+) -> None:  # fmt: skip
+    from asymvpr_core.datasets.source import open_source
+    from asymvpr_core.evaluation.loss_comparison import compare_losses
+    from asymvpr_core.evaluation.loss_comparison_report import MARKDOWN
+    from asymvpr_core.gallery.store import Gallery
+
+    compare_losses(
+        gallery, names.split(","), settings, comparison, Gallery.open(database or gallery), open_source(Path(queries or ""), source),
+        evaluation, out, bank=bank, neighbours=neighbours, weights=weights, progress=terminal_progress(),
+    )  # fmt: skip
+    typer.echo((out / MARKDOWN).read_text(encoding="utf-8"))
