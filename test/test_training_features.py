@@ -157,6 +157,23 @@ def test_two_processes_train_together(gallery_path, tmp_path):
     )
 
 
+def test_torchrun_starts_processes_of_which_one_writes(gallery_path, tmp_path):
+    import yaml
+
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"train": changed(epochs=1, devices=2, batch_size=2, ema_decay=0.9).model_dump(mode="json")}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "asymvpr_core", "train"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(gallery_path), "--config", str(config), "--out", str(tmp_path / "run")],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("trained against") == 1
+    assert read_manifest(tmp_path / "run", "run").details["alignment"]["held_out_cosine"] > 0  # of the first process
+    assert not (tmp_path / "run.partial").exists()
+
+
 def test_hardware_that_is_not_there_is_refused_before_anything_is_written(gallery_path, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for changes, message in (

@@ -113,9 +113,12 @@ def train(
         _compare(gallery, compare, settings, comparison, database, queries, source, evaluation, out, bank, neighbours, weights)
         return
 
+    from asymvpr_core.training.hardware import rank
     from asymvpr_core.training.run import train as train_run
 
     train_run(gallery, settings, out, weights=weights, bank=bank, neighbours=neighbours, progress=terminal_progress())
+    if rank() > 0:  # of several processes one speaks
+        return
     typer.echo(f"{out}: {settings.query_network} trained against {gallery} ({identity})")
     typer.echo(f"next: asymvpr export {out} --out MODEL")
 
