@@ -86,7 +86,7 @@ def test_help_opens_with_worked_examples():
     assert code == 0
     assert 0 < text.index("asymvpr demo --out") < text.index("Options:") < text.index("Commands:")
     listed = re.findall(r"^  (\w+) ", text[text.index("Commands:") :], re.MULTILINE)
-    assert listed == ["demo", "networks", "dataset", "gallery", "bank", "train", "export", "evaluate"]
+    assert listed == ["demo", "networks", "dataset", "gallery", "bank", "align", "train", "export", "evaluate"]
 
 
 def examples() -> list[str]:
@@ -118,7 +118,7 @@ def test_every_command_and_option_explains_itself(names: list[str]):
 def test_defaults_in_the_help_come_from_the_settings():
     text = " ".join(run("train", "--help")[1].split())
     assert f"(default: {TrainSettings().epochs})" in text
-    assert "--loss asym|asym+|regression" in text
+    assert "--loss asym+|asym|explicit|queue|regression|aml|raml|csd|rop|d3still|symmetric" in text
     text = " ".join(run("evaluate", "bag", "--help")[1].split())
     assert f"(default: {','.join(map(str, EvaluationSettings().k))})" in text
     assert f"(default: {MatcherSettings().score_threshold})" in text
@@ -173,7 +173,7 @@ def test_an_unknown_setting_is_named(tmp_path: Path, street: Path):
 
 
 def test_a_value_out_of_range_is_named(tmp_path: Path, street: Path):
-    assert "'asym', 'asym+' or 'regression'" in refused("train", street, "--loss", "triplet", "--out", tmp_path / "run")
+    assert "'d3still' or 'symmetric'" in refused("train", street, "--loss", "triplet", "--out", tmp_path / "run")
     assert "setting 'epochs' is -1" in refused("train", street, "--epochs", "-1", "--out", tmp_path / "run")
 
 

@@ -63,7 +63,7 @@ def test_empty_file_means_defaults(tmp_path: Path):
         ("epochs: 3\n", "unknown section 'epochs'"),
         ("train: {epochs: many}\n", "setting 'epochs' is 'many'"),
         ("train: {epochs: -1}\n", "setting 'epochs' is -1"),
-        ("train: {loss: triplet}\n", "'asym', 'asym+' or 'regression'"),
+        ("train: {loss: triplet}\n", "'d3still' or 'symmetric'"),
         ("train: {3: 4}\n", "'3'"),
         ("train: 7\n", "section 'train' is 7"),
         ("- train\n", "holds a list"),

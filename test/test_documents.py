@@ -116,6 +116,21 @@ def test_the_first_steps_are_all_shown():
         assert any(command.startswith(step) for command in shown), f"no document shows asymvpr {step}"
 
 
+def test_the_tables_of_training_settings_are_those_of_the_classes():
+    from asymvpr_core import config
+
+    text = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    listed = {tuple(row[:2]) for row in rows if len(row) == 3}
+    for kind in ("TrainSettings", "AugmentationSettings", "CellSettings", "BaselineSettings", "ComparisonSettings"):
+        for name, field in getattr(config, kind).model_fields.items():
+            default = field.default
+            if isinstance(default, config.Settings):
+                continue
+            shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            assert (f"`{name}`", {"None": "", "{}": "none"}.get(shown, shown)) in listed, name
+
+
 def test_every_make_target_exists():
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     calls = commands_of("make") + [shlex.split(span)[1:] for span in spans() if span.startswith("make ")]

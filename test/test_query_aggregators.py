@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from town_folder import make_folder
 
 from asymvpr_core.config import ExportSettings, GallerySettings, TrainSettings
 from asymvpr_core.datasets.source import open_source
 from asymvpr_core.deploy.export import export_model
 from asymvpr_core.deploy.runtime import QueryModel
-from asymvpr_core.errors import TrainingError
 from asymvpr_core.gallery.build import build_gallery
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import read_manifest
@@ -41,7 +41,9 @@ def settings(network: str, **changes: object) -> TrainSettings:
 def described_by_torch(run, image):
     """What the trained network itself says of one picture."""
     manifest = read_manifest(run, "run")
-    network = QueryNetwork(network_spec(manifest.details["query_network"]), manifest.gallery_network.dimension)
+    network = QueryNetwork(
+        network_spec(manifest.details["query_network"]), manifest.gallery_network.dimension, gated=manifest.details["gated"]
+    )
     network.load(run / "weights.safetensors")
     with torch.inference_mode():
         return network.eval()(torch.from_numpy(network.spec.preprocess(image))[None]).numpy()[0]
@@ -49,8 +51,6 @@ def described_by_torch(run, image):
 
 def test_an_aggregator_of_the_gallerys_dimension_needs_no_linear_layer(galleries, tmp_path):
     gallery = galleries[0]
-    with pytest.raises(TrainingError, match="no linear layer to align; give --init random"):
-        train(gallery, settings(SALAD), tmp_path / "refused")
     run = train(gallery, settings(SALAD, init="random"), tmp_path / "run")
     model = QueryModel.open(export_model(run, tmp_path / "model", ExportSettings(parity_images=2)))
     image = Gallery.open(gallery).read_image(3)
@@ -58,6 +58,23 @@ def test_an_aggregator_of_the_gallerys_dimension_needs_no_linear_layer(galleries
     np.testing.assert_allclose(descriptor, described_by_torch(run, image), atol=2e-5)
     # SALAD's own shape: the token part and each cluster have norm 1/sqrt(1 + m).
     np.testing.assert_allclose(np.linalg.norm(descriptor[:32]), 17**-0.5, rtol=1e-4)
+
+
+def test_an_aggregator_of_the_gallerys_dimension_starts_as_the_aligned_network_and_learns_beside_it(galleries, tmp_path):
+    gallery = galleries[0]
+    start = train(gallery, settings(SALAD, epochs=0), tmp_path / "start")
+    gem = train(gallery, settings("efficientnet_lite0@16_gem_160px", epochs=0), tmp_path / "gem")
+    opened = Gallery.open(gallery)
+    image = opened.read_image(4)
+    np.testing.assert_allclose(described_by_torch(start, image), described_by_torch(gem, image), atol=1e-5)
+    assert described_by_torch(start, image) @ np.asarray(opened.descriptors[4]) > 0.5
+    run = train(gallery, settings(SALAD, epochs=3, validation_share=0.0, learning_rate=1e-2), tmp_path / "run")
+    weights, first = (load_file(path / "weights.safetensors") for path in (run, start))
+    assert abs(float(weights["gate"])) > 1e-3 and float(first["gate"]) == 0
+    learnt = [name for name in weights if name.startswith("encoder.aggregator") and not torch.equal(weights[name], first[name])]
+    assert any("score" in name for name in learnt)
+    model = QueryModel.open(export_model(run, tmp_path / "model", ExportSettings(parity_images=2)))
+    np.testing.assert_allclose(model.encode(image), described_by_torch(run, image), atol=2e-5)
 
 
 @pytest.mark.parametrize("network", [SALAD, BOQ])

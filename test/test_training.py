@@ -24,8 +24,10 @@ from asymvpr_core.memory.bank import MemoryBank
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.networks.registry import network_spec
 from asymvpr_core.training.alignment import align
-from asymvpr_core.training.data import EpochSampler, GalleryImages, ImageLoader
-from asymvpr_core.training.run import _whole_checkpoint, train
+from asymvpr_core.training.data import GalleryImages, ImageLoader
+from asymvpr_core.training.fit import _whole_checkpoint
+from asymvpr_core.training.run import train
+from asymvpr_core.training.samplers import EpochSampler
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +74,50 @@ def test_alignment_equals_ridge_regression_of_scikit_learn(features):
     theirs = Ridge(alpha=0.7).fit(z, g)
     np.testing.assert_allclose(ours.weight, theirs.coef_.T, atol=1e-5)
     np.testing.assert_allclose(ours.bias, theirs.intercept_, atol=1e-5)
+
+
+def test_streamed_normal_equations_are_those_in_memory(monkeypatch, tmp_path):
+    from asymvpr_core.training import alignment as module
+
+    rng = np.random.default_rng(2)
+    places = np.repeat(np.arange(30), 10)
+    centre = 5 + rng.normal(size=7)  # far from zero, as pooled features are
+    z = (centre + 0.1 * rng.normal(size=(300, 7))).astype(np.float32)
+    gallery = rng.normal(size=(120, 4)).astype(np.float32)
+    rows = rng.integers(0, 120, 300)
+    np.save(tmp_path / "z.npy", z)
+    found = []
+    for block in (1024, 17):
+        monkeypatch.setattr(module, "_BLOCK_ROWS", block)
+        found.append(align(np.load(tmp_path / "z.npy", mmap_mode="r"), gallery, places, rows=rows))
+    # The naive way: every fold in memory, every ridge by a linear solve, as before the sums were streamed.
+    fold = (np.random.default_rng(0).permutation(30) % 5)[places]
+    g, cosines = gallery[rows].astype(np.float64), []
+    for ridge in module.RIDGES:
+        total = 0.0
+        for k in range(5):
+            left, out = fold != k, fold == k
+            z_mean, g_mean = z[left].astype(np.float64).mean(0), g[left].mean(0)
+            zc = z[left] - z_mean
+            predicted = (z[out] - z_mean) @ np.linalg.solve(zc.T @ zc + ridge * np.eye(7), zc.T @ (g[left] - g_mean)) + g_mean
+            total += ((predicted * g[out]).sum(1) / np.linalg.norm(predicted, axis=1) / np.linalg.norm(g[out], axis=1)).sum()
+        cosines.append(total / 300)
+    for alignment in found:
+        assert alignment.ridge == module.RIDGES[int(np.argmax(cosines))]
+        assert alignment.held_out_cosine == pytest.approx(max(cosines), abs=1e-9)
+        np.testing.assert_allclose(alignment.weight, found[0].weight, rtol=1e-5, atol=1e-7)
+
+
+def test_alignment_scores_a_sample_of_many_and_refuses_what_is_not_finite():
+    rng = np.random.default_rng(3)
+    places = np.repeat(np.arange(50), 10)
+    z, weight = rng.normal(size=(500, 6)).astype(np.float32), rng.normal(size=(6, 5))
+    sampled, whole = align(z, z @ weight, places, scored_rows=100), align(z, z @ weight, places)
+    np.testing.assert_allclose(sampled.weight, whole.weight, atol=1e-3)
+    assert sampled.held_out_cosine == pytest.approx(whole.held_out_cosine, abs=1e-3)
+    z[7, 2] = np.nan
+    with pytest.raises(TrainingError, match="features of the light network hold numbers that are not finite"):
+        align(z, rng.normal(size=(500, 5)), places)
 
 
 def test_alignment_needs_two_places():

@@ -88,7 +88,8 @@ def _print_summary(path: Path) -> None:
 
     stored = StoredBank.open(path, verify=False)
     bank, manifest, spread = stored.bank, stored.manifest, stored.mean_spread
-    gamma, temperature = (TrainSettings.model_fields[name].default for name in ("gamma", "temperature"))
+    temperature = TrainSettings.model_fields["temperature"].default
+    gamma, _ = TrainSettings(gamma_scale="paper").resolved_gamma
     size = "none: no place has two images" if spread is None else f"{spread:.3g}, mean over the images of places with several"
     exponent = 0.0 if spread is None else augmentation_exponent(spread, gamma, temperature)
     rows = {

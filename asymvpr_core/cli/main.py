@@ -54,7 +54,7 @@ class Commands(TyperGroup):
     """The commands in the order of the work, with known errors as one line whichever of them raises."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return ["demo", "networks", "dataset", "gallery", "bank", "train", "export", "evaluate"]
+        return ["demo", "networks", "dataset", "gallery", "bank", "align", "train", "export", "evaluate"]
 
     def invoke(self, ctx: Any) -> Any:
         with one_line_errors():
@@ -76,6 +76,7 @@ app.add_typer(networks.app, name="networks")
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(bank.app, name="bank")
+app.command("align")(train.align)
 app.command("train")(train.train)
 app.command("export")(export.export)
 app.add_typer(evaluate.app, name="evaluate")

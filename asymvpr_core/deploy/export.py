@@ -49,7 +49,7 @@ def export_model(
     run = read_manifest(run_path, "run")
     verify_files(run_path, run, [WEIGHTS])
     spec = network_spec(run.details["query_network"])
-    network = QueryNetwork(spec, run.gallery_network.dimension)
+    network = QueryNetwork(spec, run.gallery_network.dimension, gated=bool(run.details.get("gated", False)))
     network.load(run_path / WEIGHTS)
     network.eval()
     identity = run.gallery_network

@@ -10,6 +10,7 @@ import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +72,10 @@ class Gallery:
     def __len__(self) -> int:
         return len(self.keyframes)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the gallery itself: a pickle would hold a copy of all descriptors."""
+        return _reopen, (self.path,)
+
     @property
     def map_frame(self) -> str:
         """Name of the frame of all poses."""
@@ -89,6 +94,10 @@ class Gallery:
     def read_image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB picture of keyframe `index`. Raises ImageError when it cannot be read."""
         return read_image(self.image_path(index))
+
+
+def _reopen(path: Path) -> Gallery:
+    return Gallery.open(path, verify=False)
 
 
 def write_keyframes(path: Path, keyframes: list[Keyframe]) -> None:

@@ -19,5 +19,8 @@ class DescriptorNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Describe `(B, 3, H, W)` images: `(B, D)`, L2-normalised."""
-        features, token = self.backbone(images)
+        return self.aggregate(*self.backbone(images))
+
+    def aggregate(self, features: Tensor, token: Tensor) -> Tensor:
+        """The descriptor of what the backbone gives."""
         return self.aggregator(features, token) if getattr(self.aggregator, "takes_token", False) else self.aggregator(features)

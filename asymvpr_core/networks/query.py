@@ -13,7 +13,9 @@ from torch.nn import functional
 
 from asymvpr_core.errors import ArtefactError, NetworkError
 from asymvpr_core.manifest import write_atomically
+from asymvpr_core.networks.aggregators import GeM
 from asymvpr_core.networks.checkpoints import load_strictly
+from asymvpr_core.networks.descriptor_network import DescriptorNetwork
 from asymvpr_core.networks.loading import LoadedNetwork, has_aggregator_weights
 from asymvpr_core.networks.spec import NetworkSpec
 
@@ -24,29 +26,61 @@ class QueryNetwork(nn.Module):
     `encoder` is the named network. `head` maps its descriptors to the gallery's dimension D: a linear
     layer, or nothing where an aggregator that learns (SALAD, BoQ, …) has dimension D itself, as in the
     paper. GeM learns nothing but its exponent, so that a linear layer always follows it.
+
+    `gated` gives the second kind something that can be aligned: the descriptor is
+    L2( head(GeM(features)) + gate · aggregator(features) ). The gate is 0 at first, so that the network
+    starts as the aligned one, and the aggregator learns beside it. It costs C·D + D + 2 parameters.
+    Without effect where a linear head follows the aggregator anyway.
     """
 
-    def __init__(self, spec: NetworkSpec, dimension: int, encoder: nn.Module | None = None):
+    def __init__(self, spec: NetworkSpec, dimension: int, encoder: nn.Module | None = None, *, gated: bool = False):
         super().__init__()
         self.spec = spec
         self.encoder = spec.build() if encoder is None else encoder
         same = spec.dimension == dimension and has_aggregator_weights(self.encoder)
+        self.gate: nn.Parameter | None = None
         self.head: nn.Module = nn.Identity() if same else nn.Linear(spec.dimension, dimension)
+        if same and gated and isinstance(self.encoder, DescriptorNetwork):
+            self.pool = GeM()
+            self.head = nn.Linear(int(self.encoder.aggregator.in_channels), dimension)  # type: ignore[arg-type]
+            self.gate = nn.Parameter(torch.zeros(()))
 
     @staticmethod
-    def from_pretrained(network: LoadedNetwork, dimension: int, seed: int) -> QueryNetwork:
+    def from_pretrained(network: LoadedNetwork, dimension: int, seed: int, *, gated: bool = False) -> QueryNetwork:
         """The loaded network with a random last layer, the same for the same seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return QueryNetwork(network.spec, dimension, network.module)
+            return QueryNetwork(network.spec, dimension, network.module, gated=gated)
 
     @property
     def has_linear_head(self) -> bool:
         """Whether a linear layer is there that the closed-form alignment can set."""
         return isinstance(self.head, nn.Linear)
 
+    @property
+    def is_gated(self) -> bool:
+        """Whether the aggregator learns beside an aligned layer."""
+        return self.gate is not None
+
+    @property
+    def head_channels(self) -> int:
+        """C of what the linear last layer takes; 0 without one."""
+        return self.head.in_features if isinstance(self.head, nn.Linear) else 0
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """What the linear last layer takes: (B, C), of GeM L2-normalised."""
+        if self.gate is None:
+            features: Tensor = self.encoder(images)
+        else:
+            features = self.pool(self.encoder.backbone(images)[0])  # type: ignore[operator]
+        return features
+
     def forward(self, images: Tensor) -> Tensor:
-        return functional.normalize(self.head(self.encoder(images)), dim=-1)
+        if self.gate is None:
+            return functional.normalize(self.head(self.encoder(images)), dim=-1)
+        features, token = self.encoder.backbone(images)  # type: ignore[operator]
+        aggregated = self.encoder.aggregate(features, token)  # type: ignore[operator]
+        return functional.normalize(self.head(self.pool(features)) + self.gate * aggregated, dim=-1)
 
     def set_head(self, weight: np.ndarray, bias: np.ndarray) -> None:
         """Set the last layer to x·weight + bias, weight (C, D) and bias (D,).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -83,10 +83,20 @@ class NetworkSpec:
     convert: Converter = field(default=as_released, repr=False)
     projection_dim: int | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process looks the name up itself: how a network is built cannot be pickled."""
+        return _of_name, (self.name,)
+
     def build_without_memory(self) -> nn.Module:
         """The module on torch's meta device: names, shapes and counts without numbers, in milliseconds."""
         with shapes_only():
             return self.build().eval()
+
+
+def _of_name(name: str) -> NetworkSpec:
+    from asymvpr_core.networks.registry import network_spec  # which imports this file
+
+    return network_spec(name)
 
 
 def squashed(size: int, mean: tuple[float, float, float] = IMAGENET_MEAN, std: tuple[float, float, float] = IMAGENET_STD) -> Preprocess:

@@ -1,4 +1,4 @@
-"""Training images: a gallery's own pictures, augmented, with descriptor and place of each."""
+"""Training images: a gallery's own pictures, augmented, with descriptor, place and index of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from asymvpr_core.config import AugmentationSettings
@@ -16,9 +16,11 @@ from asymvpr_core.errors import AsymvprError, TrainingError
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.preprocess import Preprocess
 
+Item = tuple[Tensor, Tensor, Tensor, Tensor]
 
-class GalleryImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Items (epoch, index) → image `(3, H, W)` float32, gallery descriptor `(D,)`, place () int64.
+
+class GalleryImages(Dataset[Item]):
+    """Items (epoch, index) → image `(3, H, W)` float32, gallery descriptor `(D,)`, place () int64, gallery index () int64.
 
     The augmentation is drawn from (seed, epoch, index), so that a resumed run and any number of
     loading processes see the same pictures.
@@ -38,16 +40,22 @@ class GalleryImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.gallery)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> Item:
         """Give one item. Raises ImageError for a picture that cannot be read."""
+        _, index = key
+        image = self.picture(key)
+        descriptor = torch.from_numpy(np.array(self.gallery.descriptors[index], dtype=np.float32))
+        return torch.from_numpy(self.preprocess(image)), descriptor, torch.tensor(self.places[index]), torch.tensor(index)
+
+    def picture(self, key: tuple[int, int]) -> np.ndarray:
+        """(H, W, 3) uint8 RGB: the picture of one item, augmented. Raises ImageError for a picture that cannot be read."""
         epoch, index = key
         image = self.gallery.read_image(index)
-        if self.augment is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
-                image = self.augment(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
-        descriptor = torch.from_numpy(np.array(self.gallery.descriptors[index], dtype=np.float32))
-        return torch.from_numpy(self.preprocess(image)), descriptor, torch.tensor(self.places[index])
+        if self.augment is None:
+            return image
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
+            return np.ascontiguousarray(self.augment(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy())
 
 
 class ImageLoader(DataLoader[Any]):
@@ -87,7 +95,7 @@ class _Fetched(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor] | AsymvprError:
+    def __getitem__(self, key: tuple[int, int]) -> Item | AsymvprError:
         try:
             return self._images[key]
         except AsymvprError as error:
@@ -98,30 +106,8 @@ def _collate(items: list[Any]) -> Any:
     return next((item for item in items if isinstance(item, AsymvprError)), None) or default_collate(items)
 
 
-class EpochSampler(Sampler[Any]):
-    """Yields (epoch, index) in an order drawn from (seed, epoch)."""
-
-    def __init__(self, indices: np.ndarray, seed: int):
-        self.indices, self.seed, self.epoch = indices, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch, also after a resume."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.indices)
-        yield from ((self.epoch, int(index)) for index in order)
-
-
-def fixed_views(indices: np.ndarray, first_epoch: int, views: int = 1) -> list[tuple[int, int]]:
-    """Keys (epoch, index) that are the same at every pass: each index once in each of `views` epochs."""
-    return [(epoch, int(index)) for epoch in range(first_epoch, first_epoch + views) for index in indices]
-
-
 def _transform(settings: AugmentationSettings, preprocess: Preprocess) -> v2.Transform:
+    operations = settings.rand_augment_ops
     return v2.Compose(
         [
             v2.RandomPerspective(settings.perspective, p=0.5 if settings.perspective > 0 else 0.0),
@@ -129,5 +115,6 @@ def _transform(settings: AugmentationSettings, preprocess: Preprocess) -> v2.Tra
                 (preprocess.height, preprocess.width), scale=(settings.crop_scale_min, 1.0), ratio=(0.8, 1.25), antialias=True
             ),
             v2.ColorJitter(settings.brightness, settings.contrast, settings.saturation, settings.hue),
+            *([v2.RandAugment(operations, settings.rand_augment_magnitude)] if operations > 0 else []),
         ]
     )

@@ -1,4 +1,4 @@
-"""The Lightning module: one query network against one gallery and its memory bank."""
+"""The Lightning module: one query network, one objective, and a search for held-out places as validation."""
 
 from __future__ import annotations
 
@@ -10,56 +10,69 @@ import torch
 from torch import Tensor
 
 from asymvpr_core.config import TrainSettings
-from asymvpr_core.memory.bank import MemoryBank
+from asymvpr_core.errors import TrainingError
 from asymvpr_core.networks.query import QueryNetwork
-from asymvpr_core.training.losses import asymmetric_loss, regression_loss
+from asymvpr_core.training.objective import Objective
+from asymvpr_core.training.validation import HeldOutSearch
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class AsymmetricModule(lightning.LightningModule):
-    """Trains `network` so that its descriptors may be searched among the gallery's.
+    """Trains `network` with `objective`, and validates it by searching views of held-out images.
 
-    `gallery_descriptors` (N, D) float32 and the bank's places serve the validation: an augmented view
-    of a held-out image, which imitates a revisit, is searched among all gallery descriptors and must
-    find its place.
+    Args:
+        search: what the validation searches among, and which place every gallery image has.
+        steps: optimiser steps of the whole training, over which the learning rate falls.
     """
 
-    def __init__(self, network: QueryNetwork, bank: MemoryBank, gallery_descriptors: np.ndarray, settings: TrainSettings, steps: int):
+    def __init__(self, network: QueryNetwork, objective: Objective, search: HeldOutSearch, settings: TrainSettings, steps: int):
         super().__init__()
-        self.network, self.settings, self.steps = network, settings, steps
-        # Not persistent: the bank and the descriptors are artefacts of their own, no part of a checkpoint.
-        self.register_buffer("centroids", torch.from_numpy(bank.centroids), persistent=False)
-        self.register_buffer("variances", torch.from_numpy(bank.variances), persistent=False)
-        self.register_buffer("gallery_descriptors", torch.from_numpy(gallery_descriptors), persistent=False)
-        self.register_buffer("places", torch.from_numpy(bank.places), persistent=False)
+        self.network, self.objective, self.search, self.settings, self.steps = network, objective, search, settings, steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, gallery, place = batch
-        query = self.network(images)
-        loss = self._loss(query, gallery, place)
+        images, gallery, place, index = batch
+        # Dropout and the draws of the explicit loss: a resumed training draws what the undisturbed one did.
+        key = (self.settings.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        query = self.network(images).float()
+        with torch.autocast(query.device.type, enabled=False):
+            loss = self.objective(query, gallery, place, index)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, step {batch_idx + 1}", expected="a finite number",
+                remedy="give a smaller learning rate, gradient_clip, or precision 32; the last finished epoch is kept",
+            )  # fmt: skip
         rates = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-        values = {"loss": loss, "cosine": (query * gallery).sum(dim=1).mean(), "learning_rate": rates}
-        self.log_dict(values, on_step=False, on_epoch=True)
+        values = {"loss": loss.detach(), "cosine": (query.detach() * gallery).sum(dim=1).mean(), "learning_rate": rates}
+        self.log_dict(values, on_step=False, on_epoch=True, sync_dist=self._parallel, batch_size=len(images))
         return loss
 
-    def _loss(self, query: Tensor, gallery: Tensor, place: Tensor) -> Tensor:
-        settings = self.settings
-        if settings.loss == "regression":
-            return regression_loss(query, gallery)
-        gamma = settings.gamma if settings.loss == "asym+" else 0.0
-        loss = asymmetric_loss(query, gallery, place, self.centroids, self.variances, settings.temperature, gamma)
-        if settings.regression_weight > 0:
-            loss = loss + settings.regression_weight * regression_loss(query, gallery)
-        return loss
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        _, gallery, place, _ = batch
+        self.objective.after_backward(gallery, place)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images, own, place = batch
-        query = self.network(images)
-        nearest = (query @ self.gallery_descriptors.T).argmax(dim=1)
-        correct = self.places[nearest] == place
-        values = {"val_recall_at_1": correct.float().mean(), "val_cosine": (query * own).sum(dim=1).mean()}
-        self.log_dict(values, on_epoch=True, batch_size=len(images))
+    def on_validation_epoch_start(self) -> None:
+        self.search.start()
+        if self._parallel:  # of processes started from outside, only the first one has aligned its network
+            for tensor in self.network.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        images, own, place, index = batch
+        descriptors = self.network(images).float()
+        if dataloader_idx == 1:
+            self.search.add_references(descriptors, index)
+        else:
+            self.search.add_queries(descriptors, own, place, index)
+
+    def on_validation_epoch_end(self) -> None:
+        values = self.search.finish(self.device)
+        totals = torch.stack([torch.as_tensor(float(v), device=self.device) for v in (values.correct, values.cosines, values.queries)])
+        if self._parallel:
+            totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        correct, cosines, queries = totals
+        self.log_dict({"val_recall_at_1": correct / queries, "val_cosine": cosines / queries})
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
@@ -67,3 +80,7 @@ class AsymmetricModule(lightning.LightningModule):
         optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=max(self.steps, 1), eta_min=settings.learning_rate_end)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def _parallel(self) -> bool:
+        return bool(self.trainer.world_size > 1)
