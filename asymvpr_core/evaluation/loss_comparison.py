@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from asymvpr_core.config import ComparisonSettings, EvaluationSettings, LossName, NeighbourSettings, TrainSettings, make_settings
+from asymvpr_core.datasets.benchmark import Benchmark
 from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.errors import ArtefactError, EvaluationError
-from asymvpr_core.evaluation.encoders import GalleryImages, NamedEncoder, describe
+from asymvpr_core.evaluation.encoders import NamedEncoder, describe
+from asymvpr_core.evaluation.ground_truth import gallery_benchmark, positives_of, protocol_of
 from asymvpr_core.evaluation.loss_comparison_report import write_comparison
 from asymvpr_core.evaluation.predictions import Predictions
-from asymvpr_core.evaluation.protocol import check_map_frames
-from asymvpr_core.evaluation.recall import ground_truth, predict, protocol_of
+from asymvpr_core.evaluation.recall import predict
 from asymvpr_core.evaluation.retrieval_metrics import statistics
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import read_manifest, refuse_undecodable, sha256_of, unwritable, write_text_atomically
@@ -113,11 +114,11 @@ def compare_losses(
             f"gallery {gallery_path} is of ({mine}), {database.path} of ({theirs})", expected="one pair",
             remedy=f"build {database.path} with --projection-from {gallery_path}",
         )  # fmt: skip
-    truth = ground_truth(queries, database.keyframes, evaluation, f"gallery {database.path}")
-    check_map_frames(database, queries.map_frame, str(queries.root))
+    benchmark = gallery_benchmark(database, queries, evaluation)
+    truth = positives_of(benchmark)
     protocol = {
         "training_gallery": gallery_digest(gallery), "evaluation_gallery": gallery_digest(database), "queries": str(queries.root),
-        "evaluation": protocol_of(evaluation), "weights": None if weights is None else sha256_of(weights),
+        "evaluation": protocol_of(evaluation, benchmark), "weights": None if weights is None else sha256_of(weights),
         "settings": settings.model_dump(mode="json", exclude={"loss", "seed"}), "overrides": comparison.overrides,
     }  # fmt: skip
     try:
@@ -141,7 +142,7 @@ def compare_losses(
                             gallery_path, own, run, weights=weights, bank=bank, neighbours=used, features=out / _FEATURES, progress=progress
                         )
                         peak = peak_memory_bytes()
-                    result = _evaluate(run, own, database, queries, truth, evaluation, progress)
+                    result = _evaluate(run, own, database, benchmark, truth, evaluation, progress)
                     result |= {"name": entry.name, "seed": seed, "peak_memory_bytes": peak}
                     write_text_atomically(file, json.dumps(result, indent=2) + "\n")
                 rows.append(json.loads(file.read_text(encoding="utf-8")))
@@ -206,16 +207,17 @@ def _evaluate(
     run: Path,
     settings: TrainSettings,
     database: Gallery,
-    queries: Dataset,
-    truth: Sequence[np.ndarray],
+    benchmark: Benchmark,
+    truth: Sequence[np.ndarray] | None,
     evaluation: EvaluationSettings,
     progress: Progress,
 ) -> dict[str, Any]:
     encoder = NamedEncoder(run.name, RunEncoder(run, settings), {"kind": "run"})
+    queries, references = benchmark.queries, benchmark.database
     described = describe(queries, encoder, progress=progress)
     symmetric = settings.loss == "symmetric"
-    references = describe(GalleryImages(database), encoder, progress=progress, what="the gallery") if symmetric else database.descriptors
-    predictions: Predictions = predict(run.name, references, described, queries.records, database.keyframes, truth, evaluation)
+    searched = describe(references, encoder, progress=progress, what="the gallery") if symmetric else database.descriptors
+    predictions: Predictions = predict(run.name, searched, described, queries.records, references.records, truth, evaluation)
     details = read_manifest(run, "run").details
     return {
         "pairing": "symmetric" if symmetric else "asymmetric",
