@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from asymvpr_core.config import EvaluationSettings
 from asymvpr_core.evaluation.bootstrap import PairedComparison
 from asymvpr_core.evaluation.report import Column, Section, Table, interval, number, percent
 
 _SHOWN = ("recall@1", "average_precision")
 
 
-def systems_table(systems: Mapping[str, Mapping[str, Any]], ks: Sequence[int]) -> Table:
+def systems_table(systems: Mapping[str, Mapping[str, Any]], settings: EvaluationSettings) -> Table:
     """One row a system: Recall@K with intervals, average precision, recall at full precision, largest F1, position error.
 
     Args:
         systems: the statistics of each, as in `metrics.json`, with their `intervals`.
     """
-    columns = [Column("system", numeric=False), *[Column(f"Recall@{k}", "%") for k in ks]]
+    columns = [Column("system", numeric=False), *[Column(f"Recall@{k}", "%") for k in settings.k]]
     columns += [Column("average precision"), Column("recall at 100 % precision", "%"), Column("max F1"), Column("median error", "m")]
     rows = []
     for number_of_system, (name, values) in enumerate(systems.items(), start=1):
         bounds = values["intervals"]
-        recalls = [interval(values["recall_at_k"][str(k)], bounds.get(f"recall@{k}")) for k in ks]
+        recalls = [interval(values["recall_at_k"][str(k)], bounds.get(f"recall@{k}")) for k in settings.k]
         rest = (
             interval(values["average_precision"], bounds.get("average_precision"), share=False),
             percent(values["recall_at_full_precision"]),
@@ -30,7 +31,7 @@ def systems_table(systems: Mapping[str, Mapping[str, Any]], ks: Sequence[int]) -
             number(values["median_position_error_m"], 1),
         )
         rows.append((f"{number_of_system}.\u00a0{name}", *recalls, *rest))
-    return Table(tuple(rows), tuple(columns), "In brackets: interval over the queries.")
+    return Table(tuple(rows), tuple(columns), f"In brackets: {100 * settings.confidence:g} % interval over the queries.")
 
 
 def comparison_section(comparison: Sequence[PairedComparison], names: Sequence[str]) -> Section:

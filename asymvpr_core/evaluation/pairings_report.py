@@ -66,7 +66,7 @@ def _summary(metrics: dict[str, Any], settings: EvaluationSettings) -> Section:
         f"{n_with} of {some['n_queries']} queries have a correct match among {metrics['n_gallery']} gallery images. "
         f"Correct: {metrics['protocol']['correct_match']}."
     )
-    return Section("Summary", [systems_table(metrics["systems"], settings.k), *_notes(metrics)], intro)
+    return Section("Summary", [systems_table(metrics["systems"], settings), *_notes(metrics)], intro)
 
 
 def _not_judged(metrics: dict[str, Any]) -> Section:

@@ -56,7 +56,7 @@ def write_recall_report(out_html: Path, result: RecallResult, benchmark: Benchma
         sections.append(_sequence(result))
     if result.comparison:
         systems = {encoder["name"]: metrics} | metrics["compared"]
-        sections += [Section("Compared", [systems_table(systems, settings.k)]), comparison_section(result.comparison, list(systems))]
+        sections += [Section("Compared", [systems_table(systems, settings)]), comparison_section(result.comparison, list(systems))]
     sections += [*board_sections(result.predictions, queries, benchmark.database, settings), _protocol(metrics)]
     subtitle = f"{encoder['name']} on {metrics['queries']['path']} against {metrics['gallery']['path']}"
     render_report(out_html, "Place recognition: Recall@K", sections, subtitle=subtitle)
