@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from asymvpr_core.gallery.build import build_gallery
 from asymvpr_core.manifest import read_manifest
 from asymvpr_core.memory.neighbours import build_neighbours
 from asymvpr_core.memory.store import build_bank
+from asymvpr_core.training.callbacks import ProgressCallback
 from asymvpr_core.training.fit import _whole_checkpoint
 from asymvpr_core.training.run import train
 
@@ -248,3 +250,20 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_a_reason(gallery_path,
     monkeypatch.setattr(Objective, "forward", lambda self, query, *rest: query.sum() * float("nan"))
     with pytest.raises(TrainingError, match="the loss is nan in epoch 1, step 1"):
         train(gallery_path, SETTINGS, tmp_path / "run")
+
+
+@pytest.mark.parametrize("epochs_done", [0, 1])
+def test_the_progress_bar_counts_every_batch_once(epochs_done):
+    counted: list[tuple[int, int]] = []
+
+    def progress(items, description, total=None, completed=0):
+        for done, item in enumerate(items, start=completed + 1):
+            yield item
+            counted.append((done, total))
+
+    bar = ProgressCallback(progress, batches_per_epoch=3, epochs=2)
+    bar.on_train_start(SimpleNamespace(current_epoch=epochs_done), None)
+    for _ in range(3 * (2 - epochs_done)):
+        bar.on_train_batch_end()
+    bar.on_train_end()
+    assert counted == [(done, 6) for done in range(3 * epochs_done + 1, 7)]

@@ -31,7 +31,7 @@ class ProgressCallback(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         done = trainer.current_epoch * self._batches
-        self._bar = self._progress(range(done, self._total + 1), "fine-tune", self._total, done)
+        self._bar = self._progress(range(done, self._total), "fine-tune", self._total, done)
         next(self._bar, None)
 
     def on_train_batch_end(self, *_: Any) -> None:
