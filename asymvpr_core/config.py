@@ -8,13 +8,10 @@ as resolved beside its result.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic.fields import FieldInfo
-
-from asymvpr_core.errors import SettingsError
 
 
 class Settings(BaseModel):
@@ -35,8 +32,6 @@ def is_yaml_off(field: FieldInfo, value: Any) -> bool:
     """Whether `value` is the false that YAML 1.1 makes of an unquoted `off`, where "off" is a choice of `field`."""
     return value is False and "off" in get_args(field.annotation)
 
-
-S = TypeVar("S", bound=Settings)
 
 WeatherName = Literal["day", "overcast", "rain", "fog", "evening"]
 
@@ -333,132 +328,3 @@ SECTIONS: dict[str, type[Settings]] = {
     "matcher": MatcherSettings,
     "evaluation": EvaluationSettings,
 }
-
-
-class TownSettings(Settings):
-    """The demo's rendered town and the two laps that are recorded in it.
-
-    Street corners are named like the squares of a chessboard: "B3" is the second column from
-    the west and the third row from the south. A route is a list of neighbouring corners.
-    """
-
-    seed: int = Field(30, ge=0, description="seed of the town, of what moves in it and of all noise")
-    columns: int = Field(4, ge=2, le=9, description="street corners from west to east")
-    rows: int = Field(3, ge=2, le=9, description="street corners from south to north")
-    street_spacing_m: float = Field(62.0, ge=40.0, le=200.0, description="distance between neighbouring corners [m]")
-    lookalike_streets: int = Field(2, ge=0, le=20, description="pairs of streets with the same houses, every other one in another colour")
-    mapping_route: str = Field("A1 B1 C1 D1 D2 C2 B2 B3 A3", description="corners of the lap that the gallery is built from")
-    live_route: str = Field("A2 A1 B1 C1 C2 B2 B3 C3", description="corners of the live lap; some streets should be new to the map")
-    mapping_weather: WeatherName = Field("day", description="light and weather of the mapping lap")
-    live_weather: tuple[WeatherName, ...] = Field(
-        ("overcast", "rain", "evening"), min_length=1, description="light and weather of the live lap; several follow one another along it"
-    )
-    speed_m_s: float = Field(5.2, gt=0.0, le=20.0, description="speed on a straight street [m/s]; corners are taken slower")
-    frame_rate_hz: float = Field(10.0, gt=0.0, le=60.0, description="frames per second of the camera [Hz]")
-    max_frames: int | None = Field(None, ge=2, description="most frames of each lap; None: the whole route")
-    live_lateral_offset_m: float = Field(0.7, ge=-1.5, le=1.5, description="how far left of the mapping lane the live lap drives [m]")
-    heading_jitter_deg: float = Field(2.0, ge=0.0, le=20.0, description="standard deviation of the live camera's heading [deg]")
-    image_width: int = Field(320, ge=32, le=1920, description="width of the pictures [px]")
-    image_height: int = Field(240, ge=24, le=1440, description="height of the pictures [px]")
-    horizontal_fov_deg: float = Field(90.0, ge=30.0, le=120.0, description="horizontal field of view [deg]")
-    camera_height_m: float = Field(1.2, ge=0.3, le=2.5, description="height of the camera above the street [m]")
-    horizon: float = Field(0.62, ge=0.3, le=0.7, description="row of the horizon as a share of the picture's height")
-    jpeg_quality: int = Field(90, ge=30, le=100, description="quality of the recorded JPEG pictures")
-    odometry_rate_hz: float = Field(20.0, gt=0.0, le=200.0, description="wheel odometry and ground-truth poses per second [Hz]")
-    odometry_scale_error: float = Field(0.02, ge=-0.2, le=0.2, description="relative error of the wheel radius")
-    odometry_noise: float = Field(0.05, ge=0.0, le=1.0, description="standard deviation of the speed's noise as a share of the speed")
-    odometry_yaw_bias_deg_s: float = Field(0.1, ge=-5.0, le=5.0, description="constant error of the yaw rate [deg/s]")
-    odometry_yaw_noise_deg_s: float = Field(1.0, ge=0.0, le=20.0, description="standard deviation of the yaw rate's noise [deg/s]")
-    storage: Literal["sqlite3", "mcap"] = Field("sqlite3", description="storage format of the two bags")
-    processes: int = Field(2, ge=1, le=64, description="rendering processes; the pictures do not depend on it")
-
-
-def recipe_file(name: str) -> Path:
-    """Settings file of a named training recipe.
-
-    Raises:
-        SettingsError: unknown name; lists the known ones.
-    """
-    folder = Path(__file__).parent / "training" / "recipes"
-    path = folder / f"{name}.yaml"
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
-    if name not in known:
-        raise SettingsError(f"unknown recipe '{name}'", remedy=f"known recipes: {', '.join(known)}")
-    return path
-
-
-def make_settings(kind: type[S], file: Path | None = None, *, recipe: str | None = None, **flags: Any) -> S:
-    """Resolve settings of `kind`: flag (where not None) > section of the YAML file > recipe > default.
-
-    All sections of the file are checked, so that a misspelt name is refused whichever stage reads it first.
-
-    Raises:
-        SettingsError: unknown section, unknown key at any depth, wrong type, value out of range, unreadable file.
-    """
-    values = {} if recipe is None else _section(kind, recipe_file(recipe))
-    if file is not None:
-        values |= _section(kind, file)
-    return _resolve(kind, values, flags)
-
-
-def _section(kind: type[S], file: Path) -> dict[str, Any]:
-    """The values that a settings file holds for `kind`, after all its sections were checked."""
-    used: dict[str, Any] = {}
-    for name, values in _read_yaml(file).items():
-        if name not in SECTIONS:
-            raise SettingsError(f"settings file {file}: unknown section '{name}'", remedy=f"known sections: {', '.join(SECTIONS)}")
-        if not isinstance(values, dict):
-            raise SettingsError(f"settings file {file}: section '{name}' is {values!r}", expected="a mapping of settings")
-        _resolve(SECTIONS[name], values, {})
-        if SECTIONS[name] is kind:
-            used = values
-    return used
-
-
-def _resolve(kind: type[S], values: dict[str, Any], flags: dict[str, Any]) -> S:
-    merged = values | {name: value for name, value in flags.items() if value is not None}
-    try:
-        return kind.model_validate(merged)
-    except ValidationError as error:
-        unknown = next((item["loc"][:-1] for item in error.errors() if item["type"] == "extra_forbidden"), None)
-        remedy = None if unknown is None else f"known: {', '.join(_settings_at(kind, unknown).model_fields)}"
-        raise SettingsError(_describe(kind, error), remedy=remedy) from error
-
-
-def _settings_at(kind: type[Settings], location: tuple[int | str, ...]) -> type[Settings]:
-    """The class of the settings nested in `kind` at `location`."""
-    for name in location:
-        annotation = kind.model_fields[str(name)].annotation
-        kind = next(part for part in (annotation, *get_args(annotation)) if isinstance(part, type) and issubclass(part, Settings))
-    return kind
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"settings file {file} cannot be read: {error.strerror}", remedy="give a readable YAML file") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"settings file {file} is no text file", expected="a YAML file in UTF-8") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"settings file {file} is not YAML: {' '.join(str(error).split())}", remedy="correct the file") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise SettingsError(f"settings file {file} holds a {type(values).__name__}", expected="sections of settings")
-    return values
-
-
-def _describe(kind: type[Settings], error: ValidationError) -> str:
-    problems = []
-    items = error.errors()
-    for item in items:
-        depth = len(item["loc"])
-        if any(other["loc"][:depth] == item["loc"] and len(other["loc"]) > depth for other in items):
-            continue  # "k is too short" because its only element was refused
-        name = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            problems.append(f"unknown setting '{name}'")
-        else:
-            problems.append(f"setting '{name}' is {item['input']!r}: {item['msg'].lower()}")
-    return f"{kind.__name__}: " + "; ".join(problems)

@@ -14,8 +14,9 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from asymvpr_core.config import MatcherSettings, NodeSettings, RuntimeSettings, Settings, is_yaml_off, make_settings
+from asymvpr_core.config import MatcherSettings, NodeSettings, RuntimeSettings, Settings, is_yaml_off
 from asymvpr_core.errors import AsymvprError, SettingsError
+from asymvpr_core.settings_files import make_settings
 
 GROUPS: tuple[type[Settings], ...] = (NodeSettings, MatcherSettings, RuntimeSettings)
 # What may change while the node is configured; all else is read once, when it configures.

@@ -8,19 +8,16 @@ import pytest
 from pydantic import ValidationError
 
 from asymvpr_core import config
-from asymvpr_core.config import (
-    SECTIONS,
-    EvaluationSettings,
-    GallerySettings,
-    MatcherSettings,
-    Settings,
-    SourceSettings,
-    TrainSettings,
-    make_settings,
-)
+from asymvpr_core.config import SECTIONS, EvaluationSettings, GallerySettings, MatcherSettings, Settings, SourceSettings, TrainSettings
+from asymvpr_core.demo.town_settings import TownSettings
 from asymvpr_core.errors import SettingsError
+from asymvpr_core.settings_files import make_settings
 
-ALL_KINDS = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, Settings) and kind is not Settings]
+ALL_KINDS = [
+    kind
+    for kind in (*vars(config).values(), TownSettings)
+    if isinstance(kind, type) and issubclass(kind, Settings) and kind is not Settings
+]
 
 
 def write(tmp_path: Path, text: str) -> Path:

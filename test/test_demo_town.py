@@ -12,16 +12,17 @@ import pytest
 from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
 
-from asymvpr_core.config import TownSettings, make_settings
 from asymvpr_core.demo.objects import ObjectPainter
 from asymvpr_core.demo.record import FrameMaker, render_demo_bags
 from asymvpr_core.demo.render import Conditions, Renderer, View
 from asymvpr_core.demo.route import plan_lap, wheel_odometry
 from asymvpr_core.demo.scene import build_scene
 from asymvpr_core.demo.town import build_town, inset, parse_route
+from asymvpr_core.demo.town_settings import TownSettings
 from asymvpr_core.demo.traffic import Billboard, Car, Traffic
 from asymvpr_core.demo.weather import WEATHERS, sky_panorama, weather_at
 from asymvpr_core.errors import ArtefactError, SettingsError
+from asymvpr_core.settings_files import make_settings
 from asymvpr_core.types import angle_difference_deg
 
 TINY = {

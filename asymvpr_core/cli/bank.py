@@ -9,7 +9,8 @@ import typer
 
 from asymvpr_core.cli.options import Config, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import BankSettings, CellSettings, NeighbourSettings, TrainSettings, make_settings
+from asymvpr_core.config import BankSettings, CellSettings, NeighbourSettings, TrainSettings
+from asymvpr_core.settings_files import make_settings
 
 app = typer.Typer(help="Place statistics of a gallery, and its exact neighbour lists.", no_args_is_help=True, rich_markup_mode=None)
 

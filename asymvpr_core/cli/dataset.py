@@ -10,7 +10,8 @@ import typer
 
 from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import BenchmarkSettings, SourceSettings, make_settings
+from asymvpr_core.config import BenchmarkSettings, SourceSettings
+from asymvpr_core.settings_files import make_settings
 
 app = typer.Typer(help="Look at a dataset or benchmark before it is used.", no_args_is_help=True, rich_markup_mode=None)
 

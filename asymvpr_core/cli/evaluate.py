@@ -10,7 +10,8 @@ import typer
 from asymvpr_core.cli.evaluation_tables import print_metrics, print_pairings
 from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import BenchmarkSettings, EvaluationSettings, MatcherSettings, RuntimeSettings, SourceSettings, make_settings
+from asymvpr_core.config import BenchmarkSettings, EvaluationSettings, MatcherSettings, RuntimeSettings, SourceSettings
+from asymvpr_core.settings_files import make_settings
 
 app = typer.Typer(help="Measure how well places of a gallery are found.", no_args_is_help=True, rich_markup_mode=None)
 

@@ -9,7 +9,8 @@ import typer
 
 from asymvpr_core.cli.options import Config, out_option
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import ExportSettings, make_settings
+from asymvpr_core.config import ExportSettings
+from asymvpr_core.settings_files import make_settings
 
 
 def export(

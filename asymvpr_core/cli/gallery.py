@@ -9,7 +9,8 @@ import typer
 
 from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import BenchmarkSettings, EngineSettings, GallerySettings, SourceSettings, make_settings
+from asymvpr_core.config import BenchmarkSettings, EngineSettings, GallerySettings, SourceSettings
+from asymvpr_core.settings_files import make_settings
 
 app = typer.Typer(help="Build a gallery, look at one, check one.", no_args_is_help=True, rich_markup_mode=None)
 

@@ -9,7 +9,8 @@ import typer
 
 from asymvpr_core.cli.options import Config, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import ComparisonSettings, EvaluationSettings, SourceSettings, TrainSettings, make_settings
+from asymvpr_core.config import ComparisonSettings, EvaluationSettings, SourceSettings, TrainSettings
+from asymvpr_core.settings_files import make_settings
 
 GalleryFolder = Annotated[Path, typer.Argument(help="folder of the gallery to train against", metavar="GALLERY", show_default=False)]
 

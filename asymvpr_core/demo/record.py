@@ -22,12 +22,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from asymvpr_core.config import TownSettings
 from asymvpr_core.datasets.bag_writer import BagWriter
 from asymvpr_core.demo.render import Conditions, Renderer, View
 from asymvpr_core.demo.route import LAPS, Lap, plan_lap, wheel_odometry
 from asymvpr_core.demo.scene import build_scene
 from asymvpr_core.demo.town import build_town
+from asymvpr_core.demo.town_settings import TownSettings
 from asymvpr_core.demo.traffic import Traffic
 from asymvpr_core.demo.weather import WEATHERS, blend, sky_panorama, weather_at
 from asymvpr_core.errors import DatasetError

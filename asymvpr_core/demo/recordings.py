@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asymvpr_core.config import EvaluationSettings, MatcherSettings, SourceSettings, TownSettings
+from asymvpr_core.config import EvaluationSettings, MatcherSettings, SourceSettings
 from asymvpr_core.datasets.bag_dataset import BagDataset
 from asymvpr_core.datasets.bag_writer import BagWriter
 from asymvpr_core.datasets.bags import is_bag
@@ -17,6 +17,7 @@ from asymvpr_core.datasets.folder import FolderDataset
 from asymvpr_core.datasets.source import open_source
 from asymvpr_core.demo.record import GROUND_TRUTH_TOPIC, IMAGE_TOPIC, SETTINGS_FILE, render_demo_bags
 from asymvpr_core.demo.town import build_town
+from asymvpr_core.demo.town_settings import TownSettings
 from asymvpr_core.errors import DatasetError
 from asymvpr_core.image_decoding import decode_image
 from asymvpr_core.progress import Progress, silent

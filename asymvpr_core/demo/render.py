@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from asymvpr_core.config import TownSettings
 from asymvpr_core.demo.atlas import LEVELS
 from asymvpr_core.demo.objects import ObjectPainter
 from asymvpr_core.demo.scene import Scene
+from asymvpr_core.demo.town_settings import TownSettings
 from asymvpr_core.demo.traffic import Billboard, Car
 from asymvpr_core.demo.weather import SKY_ROWS_PER_RAD, SUN_DIRECTION, Weather, add_lens_drops, add_rain
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from asymvpr_core.config import TownSettings
 from asymvpr_core.demo.town import Corner, Town, parse_route
+from asymvpr_core.demo.town_settings import TownSettings
 from asymvpr_core.types import Pose
 
 LapName = Literal["mapping", "live"]

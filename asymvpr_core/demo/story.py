@@ -17,14 +17,13 @@ from asymvpr_core.config import (
     MatcherSettings,
     RuntimeSettings,
     SourceSettings,
-    TownSettings,
     TrainSettings,
-    make_settings,
 )
 from asymvpr_core.datasets.bag_dataset import BagDataset
 from asymvpr_core.demo.live import replay_live, require_ros
 from asymvpr_core.demo.recordings import Recordings, find_own, mapping_dataset, own_recordings, rendered_recordings
 from asymvpr_core.demo.report import Comparison, DemoResult, write_demo_report
+from asymvpr_core.demo.town_settings import TownSettings
 from asymvpr_core.deploy.export import export_model
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.evaluation.bag import BagResult, evaluate_run
@@ -34,6 +33,7 @@ from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import write_text_atomically
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
+from asymvpr_core.settings_files import make_settings
 from asymvpr_core.training.run import train
 
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from asymvpr_core.config import TownSettings
 from asymvpr_core.demo.facades import COPIES, Character, random_character
+from asymvpr_core.demo.town_settings import TownSettings
 from asymvpr_core.errors import SettingsError
 
 Corner = tuple[int, int]  # (column from the west, row from the south); 0 and up lie in the town, the ring around it does not

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from asymvpr_core.config import ComparisonSettings, EvaluationSettings, LossName, NeighbourSettings, TrainSettings, make_settings
+from asymvpr_core.config import ComparisonSettings, EvaluationSettings, LossName, NeighbourSettings, TrainSettings
 from asymvpr_core.datasets.benchmark import Benchmark
 from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.errors import ArtefactError, EvaluationError
@@ -34,6 +34,7 @@ from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.networks.registry import network_spec
 from asymvpr_core.preprocess import Preprocess
 from asymvpr_core.progress import Progress, silent
+from asymvpr_core.settings_files import make_settings
 from asymvpr_core.training import hardware
 from asymvpr_core.training.objective import NEIGHBOUR_LOSSES
 from asymvpr_core.training.run import WEIGHTS, train
