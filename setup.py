@@ -43,11 +43,14 @@ EXTRAS = {
     ],
     # evaluation and its HTML report
     "report": [
+        "evo",
         "jinja2",
         "matplotlib",
         "pyproj",
         "scipy",
     ],
+    # examples/pose_graph_slam.py; gtsam 4.2 has no wheels for NumPy 2
+    "examples": ["gtsam>=4.3a1"],
     # galleries on many machines
     "ray": ["ray[data]"],
 }
@@ -64,6 +67,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
         (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py"))),
+        (f"share/{PACKAGE}/examples", sorted(glob("examples/*.py"))),
         (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml") + glob("config/*.xml"))),
         (f"share/{PACKAGE}/config/stacks", sorted(glob("config/stacks/*.yaml"))),
     ],

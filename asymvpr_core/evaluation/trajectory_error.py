@@ -69,7 +69,9 @@ def absolute_trajectory_error(truth: Trajectory, estimate: Trajectory, alignment
         from evo.core.metrics import APE, PoseRelation
         from evo.core.trajectory import PoseTrajectory3D
     except ImportError as error:
-        raise EvaluationError("evo is not installed, which computes trajectory errors", remedy="pip install 'asymvpr_ros[report]'") from error
+        raise EvaluationError(
+            "evo is not installed, which computes trajectory errors", remedy="pip install 'asymvpr_ros[report]'"
+        ) from error
     stamps, poses = estimate.stamps_ns.tolist(), estimate.poses
     pairs = [(stamp, true, pose) for stamp, pose in zip(stamps, poses, strict=True) if (true := truth.at(stamp, max_gap_s)) is not None]
     needed = 3 if alignment == "rigid" else 1
