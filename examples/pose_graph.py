@@ -11,16 +11,16 @@ are in the frame of odometry; from then on, in the map.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from dataclasses import dataclass
 
 import gtsam
 import numpy as np
 from gtsam_conversions import covariance_from_gtsam, covariance_to_gtsam, from_gtsam, is_covariance, to_gtsam
+from odometry_log import OdometryLog
 from pose_graph_inputs import Closure, GraphCounts, GraphError, GraphSettings
 
-from asymvpr_core.datasets.trajectory import Trajectory, checked_pose, format_stamp, interpolate
-from asymvpr_core.errors import AsymvprError, DatasetError
+from asymvpr_core.datasets.trajectory import Trajectory, checked_pose, format_stamp
+from asymvpr_core.errors import DatasetError
 from asymvpr_core.types import Pose
 
 __all__ = ["Closure", "GraphCounts", "GraphError", "GraphSettings", "PoseGraph"]
@@ -54,9 +54,8 @@ class PoseGraph:
         self.settings = settings or GraphSettings()
         self.counts = GraphCounts()
         self.in_map = False  # whether poses are in the map, not in the frame of odometry
-        self._stamps_ns: list[int] = []  # of odometry, with its poses and the node before each
-        self._odometry: list[Pose] = []
-        self._node_of: list[int] = []
+        self._log = OdometryLog(self.settings)
+        self._node_of: list[int] = []  # the node before each pose of odometry
         self._nodes: list[int] = []  # each node's place in the odometry
         self._motions: list[gtsam.NonlinearFactor] = []
         self._edges: list[_Edge] = []
@@ -68,11 +67,11 @@ class PoseGraph:
     @property
     def last_stamp_ns(self) -> int | None:
         """Stamp of the newest odometry; None before the first."""
-        return self._stamps_ns[-1] if self._stamps_ns else None
+        return self._log.stamps_ns[-1] if len(self._log) else None
 
     def covers(self, stamp_ns: int) -> bool:
         """Whether odometry has come as far as `stamp_ns`."""
-        return bool(self._stamps_ns) and stamp_ns <= self._stamps_ns[-1]
+        return self.last_stamp_ns is not None and stamp_ns <= self.last_stamp_ns
 
     # Measurements
 
@@ -85,22 +84,17 @@ class PoseGraph:
             GraphError: a pose with NaN or without rotation, or a stamp that does not increase.
         """
         try:
-            pose = checked_pose(pose, f"odometry of {format_stamp(stamp_ns)} s")
-            if self._stamps_ns and stamp_ns <= self._stamps_ns[-1]:
-                last = format_stamp(self._stamps_ns[-1])
-                raise GraphError(f"odometry of {format_stamp(stamp_ns)} s follows that of {last} s", expected="stamps that increase")
-        except AsymvprError as error:
+            cut_off = self._log.add(stamp_ns, pose)
+        except GraphError:
             self.counts.odometry_refused += 1
-            raise GraphError(error.found, expected=error.expected) from error
-        broken = bool(self._stamps_ns) and self._is_broken(stamp_ns, pose)
-        self._stamps_ns.append(stamp_ns)
-        self._odometry.append(pose)
+            raise
+        last = len(self._log) - 1
         self.counts.odometry += 1
-        self.counts.odometry_gaps += broken
-        if broken and self._nodes[-1] != len(self._odometry) - 2:
-            self._add_node(len(self._odometry) - 2)  # what was measured up to the gap stays measured
-        if not self._nodes or broken or self._is_far(self._odometry[self._nodes[-1]], pose):
-            self._add_node(len(self._odometry) - 1, broken=broken)
+        self.counts.odometry_gaps += cut_off
+        if cut_off and self._nodes[-1] != last - 1:
+            self._add_node(last - 1)  # what was measured up to the gap stays measured
+        if not self._nodes or cut_off or self._is_far(self._log.poses[self._nodes[-1]], pose):
+            self._add_node(last, cut_off=cut_off)
         self._node_of.append(len(self._nodes) - 1)
 
     def add_closure(self, closure: Closure) -> bool:
@@ -111,20 +105,17 @@ class PoseGraph:
         Raises:
             GraphError: a pose with NaN, or a query stamp that odometry does not know.
         """
+        where = f"of the closure at {format_stamp(closure.query_stamp_ns)} s"
         try:
             for name in ("keyframe", "query"):
-                checked_pose(getattr(closure, f"{name}_pose"), f"{name} pose of the closure at {format_stamp(closure.query_stamp_ns)} s")
-            i, offset = self._nearest_node(closure.query_stamp_ns, "query")
-            if self._stamps_ns[0] <= closure.keyframe_stamp_ns <= self._stamps_ns[-1]:
-                j, keyframe_offset = self._nearest_node(closure.keyframe_stamp_ns, "keyframe")
-            else:
-                j, keyframe_offset = None, gtsam.Pose3()
-        except DatasetError as error:
+                checked_pose(getattr(closure, f"{name}_pose"), f"the {name} pose {where}")
+            i, offset = self._nearest_node(closure.query_stamp_ns, f"the query {where}")
+            j, keyframe_offset = None, gtsam.Pose3()
+            if self._log.covers(closure.keyframe_stamp_ns):
+                j, keyframe_offset = self._nearest_node(closure.keyframe_stamp_ns, f"the keyframe {where}")
+        except (DatasetError, GraphError) as error:
             self.counts.closures_refused += 1
             raise GraphError(error.found, expected=error.expected) from error
-        except GraphError:
-            self.counts.closures_refused += 1
-            raise
         if i == j or (i, j) in self._pairs:
             self.counts.closures_redundant += 1
             return False
@@ -169,7 +160,7 @@ class PoseGraph:
         self.optimise()
         key = gtsam.symbol("x", len(self._nodes) - 1)
         node = self._isam.calculateEstimatePose3(key)
-        motion = self._odometry_offset(self._nodes[-1], len(self._odometry) - 1)
+        motion = self._log.motion(self._nodes[-1], len(self._log) - 1)
         since = self._motion_noise(motion).covariance()
         # What has been driven since the node adds its own noise, each in the axes of its own pose.
         adjoint = motion.inverse().AdjointMap()
@@ -186,7 +177,7 @@ class PoseGraph:
         self.optimise()
         values = self._isam.calculateEstimate()
         poses = [from_gtsam(values.atPose3(gtsam.symbol("x", i))) for i in range(len(self._nodes))]
-        return Trajectory([self._stamps_ns[at] for at in self._nodes], poses, name="corrected nodes")
+        return Trajectory([self._log.stamps_ns[at] for at in self._nodes], poses, name="corrected nodes")
 
     def corrected(self) -> Trajectory:
         """The whole drive as it is now, at every stamp of odometry.
@@ -197,8 +188,8 @@ class PoseGraph:
         self.optimise()
         values = self._isam.calculateEstimate()
         nodes = [values.atPose3(gtsam.symbol("x", i)) for i in range(len(self._nodes))]
-        poses = [from_gtsam(nodes[i].compose(self._odometry_offset(self._nodes[i], at))) for at, i in enumerate(self._node_of)]
-        return Trajectory(self._stamps_ns, poses, name="corrected trajectory")
+        poses = [from_gtsam(nodes[i].compose(self._log.motion(self._nodes[i], at))) for at, i in enumerate(self._node_of)]
+        return Trajectory(self._log.stamps_ns, poses, name="corrected trajectory")
 
     def odometry(self) -> Trajectory:
         """The drive as odometry told it.
@@ -206,7 +197,7 @@ class PoseGraph:
         Raises:
             DatasetError: no odometry yet.
         """
-        return Trajectory(self._stamps_ns, self._odometry, name="odometry")
+        return Trajectory(self._log.stamps_ns, self._log.poses, name="odometry")
 
     def closure_residuals(self) -> np.ndarray:
         """(C,) float64: how far each closure is from the optimised poses, in its own standard deviations."""
@@ -216,25 +207,19 @@ class PoseGraph:
 
     # Inside
 
-    def _is_broken(self, stamp_ns: int, pose: Pose) -> bool:
-        seconds = (stamp_ns - self._stamps_ns[-1]) * 1e-9
-        return (
-            seconds > self.settings.max_odometry_gap_s or pose.distance_m(self._odometry[-1]) > self.settings.max_speed_m_s * seconds + 0.5
-        )
-
     def _is_far(self, last: Pose, pose: Pose) -> bool:
         return last.distance_m(pose) >= self.settings.node_distance_m or last.yaw_distance_deg(pose) >= self.settings.node_yaw_deg
 
-    def _add_node(self, at: int, *, broken: bool = False) -> None:
+    def _add_node(self, at: int, *, cut_off: bool = False) -> None:
         key = len(self._nodes)
         self._nodes.append(at)
         self.counts.nodes += 1
         if key == 0:
-            motion: gtsam.NonlinearFactor = gtsam.PriorFactorPose3(gtsam.symbol("x", 0), to_gtsam(self._odometry[at]), _FIRM)
-            guess = to_gtsam(self._odometry[at])
+            motion: gtsam.NonlinearFactor = gtsam.PriorFactorPose3(gtsam.symbol("x", 0), to_gtsam(self._log.poses[at]), _FIRM)
+            guess = to_gtsam(self._log.poses[at])
         else:
-            moved = gtsam.Pose3() if broken else self._odometry_offset(self._nodes[-2], at)
-            noise = _UNKNOWN if broken else self._motion_noise(moved)
+            moved = gtsam.Pose3() if cut_off else self._log.motion(self._nodes[-2], at)
+            noise = _UNKNOWN if cut_off else self._motion_noise(moved)
             motion = gtsam.BetweenFactorPose3(gtsam.symbol("x", key - 1), gtsam.symbol("x", key), moved, noise)
             guess = self._guess(key - 1).compose(moved)
         self._motions.append(motion)
@@ -245,9 +230,6 @@ class PoseGraph:
         """A node's pose as far as it is known, without optimising for it."""
         key = gtsam.symbol("x", node)
         return self._new_values.atPose3(key) if self._new_values.exists(key) else self._isam.calculateEstimatePose3(key)
-
-    def _odometry_offset(self, begin: int, end: int) -> gtsam.Pose3:
-        return to_gtsam(self._odometry[begin]).between(to_gtsam(self._odometry[end]))
 
     def _motion_noise(self, motion: gtsam.Pose3) -> gtsam.noiseModel.Diagonal:
         settings = self.settings
@@ -271,23 +253,9 @@ class PoseGraph:
 
     def _nearest_node(self, stamp_ns: int, what: str) -> tuple[int, gtsam.Pose3]:
         """The node before a stamp, and the motion from it to the stamp."""
-        if not self._stamps_ns or not self._stamps_ns[0] <= stamp_ns <= self._stamps_ns[-1]:
-            span = f"{format_stamp(self._stamps_ns[0])} to {format_stamp(self._stamps_ns[-1])} s" if self._stamps_ns else "none yet"
-            raise GraphError(f"a closure has the {what} stamp {format_stamp(stamp_ns)} s", expected=f"a time of odometry, {span}")
-        before = bisect_right(self._stamps_ns, stamp_ns) - 1
-        pose, begin_ns = self._odometry[before], self._stamps_ns[before]
-        if stamp_ns > begin_ns:
-            end_ns = self._stamps_ns[before + 1]
-            if self._is_gap(before):
-                raise GraphError(
-                    f"the {what} stamp {format_stamp(stamp_ns)} s of a closure lies in a gap of odometry", expected="odometry around it"
-                )
-            pose = interpolate(pose, self._odometry[before + 1], (stamp_ns - begin_ns) / (end_ns - begin_ns))
+        before, pose = self._log.at(stamp_ns, what)
         node = self._node_of[before]
-        return node, to_gtsam(self._odometry[self._nodes[node]]).between(to_gtsam(pose))
-
-    def _is_gap(self, before: int) -> bool:
-        return self._stamps_ns[before + 1] - self._stamps_ns[before] > self.settings.max_odometry_gap_s * 1e9
+        return node, self._odometry_pose(node).between(to_gtsam(pose))
 
     def _factor(self, edge: _Edge) -> gtsam.NonlinearFactor:
         kernel = KERNELS[self.settings.kernel].Create(self.settings.kernel_width)
@@ -325,7 +293,7 @@ class PoseGraph:
         return edge.measured.compose(self._odometry_pose(edge.i).inverse())
 
     def _odometry_pose(self, node: int) -> gtsam.Pose3:
-        return to_gtsam(self._odometry[self._nodes[node]])
+        return to_gtsam(self._log.poses[self._nodes[node]])
 
     @staticmethod
     def _misses(estimate: gtsam.Pose3, edge: _Edge) -> float:

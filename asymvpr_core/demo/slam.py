@@ -14,7 +14,7 @@ from asymvpr_core.datasets.bags import Bag
 from asymvpr_core.datasets.trajectory import Trajectory, read_tum
 from asymvpr_core.errors import EvaluationError
 from asymvpr_core.evaluation.plots import plot_errors, plot_trajectories
-from asymvpr_core.evaluation.report import Column, Figure, Section, Table, number
+from asymvpr_core.evaluation.report import Column, Figure, Section, Table, number, percent
 from asymvpr_core.evaluation.trajectory_error import ALIGNMENTS, TrajectoryError, absolute_trajectory_error
 
 _ODOMETRY, _CORRECTED, _SUMMARY = "odometry.tum", "corrected.tum", "summary.json"
@@ -39,16 +39,14 @@ class SlamResult:
     closures: list[np.ndarray]
 
     @property
-    def ratio(self) -> float:
-        """Corrected error / odometry's error, RMSE."""
-        return self.corrected.rmse_m / self.odometry.rmse_m
+    def ratio(self) -> float | None:
+        """Corrected error / odometry's error, RMSE; None where odometry has none."""
+        return _share(self.corrected, self.odometry)
 
     @property
     def shape_ratio(self) -> float | None:
         """The same of the shapes."""
-        if self.odometry_shape is None or self.corrected_shape is None:
-            return None
-        return self.corrected_shape.rmse_m / self.odometry_shape.rmse_m
+        return _share(self.corrected_shape, self.odometry_shape)
 
     def metrics(self) -> dict[str, Any]:
         """Everything, as it goes into a `metrics.json`."""
@@ -70,9 +68,13 @@ class SlamResult:
             if before is None or after is None:
                 continue
             for label, error in (("odometry", before), ("after loop closures", after)):
-                share = 100 * error.rmse_m / before.rmse_m
-                table.append((label + name, *(number(v) for v in (error.rmse_m, error.median_m, error.max_m)), number(share, 0)))
+                numbers = (number(v) for v in (error.rmse_m, error.median_m, error.max_m))
+                table.append((label + name, *numbers, percent(_share(error, before), 0)))
         return table
+
+
+def _share(error: TrajectoryError | None, of: TrajectoryError | None) -> float | None:
+    return error.rmse_m / of.rmse_m if error is not None and of is not None and of.rmse_m > 0 else None
 
 
 COLUMNS = (
