@@ -137,7 +137,7 @@ class PoseGraphSlam(Node):
         try:
             self.graph.add_odometry(stamp, pose_from_message(message.pose.pose))
         except GraphError as error:
-            self._warn(f"odometry refused: {error}")
+            self.get_logger().warning(f"odometry refused: {error}", throttle_duration_sec=_WARNING_PERIOD_S)
             return
         if self.graph.counts.odometry_gaps > gaps:
             self.get_logger().warning(f"a gap or jump of odometry before {format_stamp(stamp)} s: how the robot moved there is unknown")
@@ -157,7 +157,10 @@ class PoseGraphSlam(Node):
     def _on_closure(self, message: PathMessage) -> None:
         if len(message.poses) != 2:
             self.graph.counts.closures_refused += 1
-            self._warn(f"closure refused: it has {len(message.poses)} poses; expected two, keyframe and query")
+            self.get_logger().warning(
+                f"closure refused: it has {len(message.poses)} poses; expected two, keyframe and query",
+                throttle_duration_sec=_WARNING_PERIOD_S,
+            )
             return
         keyframe, query = message.poses
         closure = Closure(
@@ -185,7 +188,7 @@ class PoseGraphSlam(Node):
                         f"the drive is tied to frame '{self.frame}' by the keyframe of {format_stamp(closure.keyframe_stamp_ns)} s"
                     )
             except GraphError as error:
-                self._warn(f"closure refused: {error}")
+                self.get_logger().warning(f"closure refused: {error}", throttle_duration_sec=_WARNING_PERIOD_S)
 
     def _each_second(self) -> None:
         self._use_closures()
@@ -207,10 +210,10 @@ class PoseGraphSlam(Node):
 
     def _refuse(self, waiting: _Waiting) -> None:
         self.graph.counts.closures_refused += 1
-        self._warn(f"closure refused: no odometry came for its query stamp {format_stamp(waiting.closure.query_stamp_ns)} s")
-
-    def _warn(self, text: str) -> None:
-        self.get_logger().warning(text, throttle_duration_sec=_WARNING_PERIOD_S)
+        self.get_logger().warning(
+            f"closure refused: no odometry came for its query stamp {format_stamp(waiting.closure.query_stamp_ns)} s",
+            throttle_duration_sec=_WARNING_PERIOD_S,
+        )
 
 
 def main(args: list[str] | None = None) -> int:
