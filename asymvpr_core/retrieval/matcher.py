@@ -12,7 +12,7 @@ from asymvpr_core.config import MatcherSettings
 from asymvpr_core.errors import RetrievalError, SettingsError
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.retrieval.index import search
-from asymvpr_core.types import Match, MatchResult, Pose
+from asymvpr_core.types import Match, MatchResult, Pose, QueryFrame
 
 # A revisit is never pixel-aligned: people and robots drive a place again within about these angles.
 _TILT_STD_RAD = math.radians(5.0)
@@ -71,16 +71,17 @@ class Matcher:
         """Forget the frames seen so far; the next frame starts a new vote."""
         self._votes.clear()
 
-    def match(self, descriptor: np.ndarray, stamp_ns: int) -> MatchResult:
-        """Say whether the frame `stamp_ns` shows a place of the gallery, and why or why not.
+    def match(self, descriptor: np.ndarray, frame: QueryFrame) -> MatchResult:
+        """Say whether the frame shows a place of the gallery, and why or why not.
 
         Args:
             descriptor: (D,) float32, L2-normalised.
-            stamp_ns: when the frame was taken, on the clock of the keyframes.
+            frame: its stamp is on the clock of the keyframes.
 
         Raises:
             RetrievalError: another dimension, or a descriptor that is not finite.
         """
+        stamp_ns = frame.stamp_ns
         candidates = self._candidates(descriptor, stamp_ns)
         self._forget_unless_follows(stamp_ns)
         threshold = self.settings.score_threshold
