@@ -80,7 +80,8 @@ class PlaceRecognitionNode(LifecycleNode):
         self._tf_timer.cancel()  # until the node is active
         backwards = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
         self._jump_handle = self.get_clock().create_jump_callback(backwards, post_callback=self._on_clock_jump)
-        self._services = Services(
+        # Not "_services": rclpy keeps its own there.
+        self._own_services = Services(
             self, pipeline=lambda: self._pipeline, settings=lambda: self._settings.resolved, status=self._status, reloaded=self._identify
         )
 
@@ -161,7 +162,7 @@ class PlaceRecognitionNode(LifecycleNode):
     def close(self) -> None:
         """End the threads and destroy the node."""
         self._stop_listening()
-        self._services.close()
+        self._own_services.close()
         self._release()
         self.destroy_node()
 
