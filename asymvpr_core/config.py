@@ -334,7 +334,9 @@ class NodeSettings(Settings):
     max_image_age_s: float = Field(2.0, ge=0.0, description="older images [s] are dropped and counted; 0: no limit")
     max_odom_gap_s: float = Field(0.5, gt=0.0, description="longest gap between odometry messages [s] over which a pose is interpolated")
     cooldown_s: float = Field(0.0, ge=0.0, description="shortest time between two published matches [s]")
-    relocalisation_distance_m: float = Field(8.0, gt=0.0, description="matches this far [m] from where odometry leads are a new localisation")
+    relocalisation_distance_m: float = Field(
+        8.0, gt=0.0, description="matches this far [m] from where odometry leads are a new localisation"
+    )
     relocalisation_yaw_deg: float = Field(60.0, gt=0.0, le=180.0, description="matches turned this much [deg] are a new localisation")
     outputs: tuple[OutputName, ...] = Field(
         ("place_match/pose", "place_match/candidates", "place_match/image", "place_match/markers", "loop_closure"),

@@ -248,9 +248,9 @@ class NodeStatus:
             self._odometry_fault_since_report or self._words["odometry_fault"],
             self._missing_odometry(view),
         ]
-        fault = next((fault for fault in faults if fault), "")
-        if fault:
-            return DiagnosticStatus.WARN, fault
+        found = [fault for fault in faults if fault]
+        if found:
+            return DiagnosticStatus.WARN, "; ".join(found)
         reason = self._words["last_reason"] or self._words["last_session_reason"]
         topics = ", ".join(camera.topic for camera in view.cameras.values())
         return DiagnosticStatus.OK, reason or f"waiting for the first image on {topics}"

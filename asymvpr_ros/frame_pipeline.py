@@ -54,6 +54,7 @@ class FramePipeline:
         self._events_wanted = any(isinstance(output, InitialPoseOutput) for output in outputs)
         self.events = LocalisationEvents(node_settings.relocalisation_distance_m, node_settings.relocalisation_yaw_deg)
         self._cooldowns = {"prior": Cooldown(), "session": Cooldown()}
+        self._last_stamps_ns: dict[str, int] = {}  # of each camera
         self._worker: FrameWorker | None = None
         self._inputs: Inputs | None = None
         self._recogniser_settings = (settings().matcher, settings().session)
@@ -73,7 +74,6 @@ class FramePipeline:
     def start(self, inputs: Inputs) -> None:
         """Begin to process what `submit` is given."""
         self._inputs = inputs
-        self.events.reset()
         self._forget_frames()
         self._begin_outputs()
         self._worker = FrameWorker(self._process, self._forget_frames, self._settings().node.max_rate_hz)
@@ -113,7 +113,6 @@ class FramePipeline:
             check_pair(other.gallery.manifest, ours.model.manifest, other.gallery.path, ours.model.path)
         ours.gallery, ours.index, ours.matcher = other.gallery, other.index, other.matcher
         ours.change_settings(settings.matcher, settings.session)  # they may have changed while it was read
-        self.events.reset()
         self._forget_frames()
         self._begin_outputs()
 
@@ -137,9 +136,11 @@ class FramePipeline:
             output.begin(self.recogniser.gallery, self.names())
 
     def _forget_frames(self) -> None:
-        """Clear what earlier frames left; runs in the worker's thread, between two frames."""
+        """Begin a new run: clear what earlier frames left. Runs in the worker's thread, between two frames."""
         for cooldown in self._cooldowns.values():
             cooldown.reset()
+        self._last_stamps_ns.clear()
+        self.events.begin()
         self.recogniser.reset()
 
     def _process(self, frame: Frame) -> None:
@@ -162,6 +163,9 @@ class FramePipeline:
     def _match(self, frame: Frame, stamp: int) -> None:
         assert self._inputs is not None  # the worker lives only between start and stop
         image = rgb_of(frame.message)
+        if stamp < self._last_stamps_ns.get(frame.camera, stamp):
+            self._forget_frames()  # a bag or a simulation that starts again
+        self._last_stamps_ns[frame.camera] = stamp
         sample = self._inputs.odometry.at(stamp)
         if sample.generation != self._generation:
             self._begin_generation(sample.generation)

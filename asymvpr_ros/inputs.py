@@ -100,7 +100,7 @@ class Inputs:
         expected = self._settings.base_frame
         if expected and child and child != expected:
             self._status.odometry_refused(
-                f"{self.odometry_topic} moves frame '{child}', and base_frame is '{expected}'; set base_frame, or remap 'odom' to the base's"
+                f"{self.odometry_topic} moves frame '{child}', and base_frame is '{expected}'; set base_frame, or remap 'odom'"
             )
             return
         if self.odometry_frame and (frame, child) != (self.odometry_frame, self._child_frame):

@@ -27,13 +27,13 @@ class LocalisationEvents:
     def __init__(self, distance_m: float, yaw_deg: float):
         self.distance_m, self.yaw_deg = distance_m, yaw_deg
         self._lock = threading.Lock()
-        self.reset()
+        self._due, self._asked = FIRST, ""
+        self._forget()
 
-    def reset(self) -> None:
-        """Start as after activation: the next match is the first localisation."""
+    def begin(self) -> None:
+        """Begin a run: the next match is the first localisation, unless somebody has asked for it."""
         with self._lock:
-            self._due = FIRST
-            self._asked = ""
+            self._due = self._asked or FIRST
         self._forget()
 
     def trigger(self, reason: str) -> None:

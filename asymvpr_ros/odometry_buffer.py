@@ -62,7 +62,9 @@ class OdometryBuffer:
             if self._stamps_ns:
                 back_ns = self._stamps_ns[-1] - stamp_ns
                 if 0 <= back_ns <= _RESTART_NS:
-                    return Addition(refusal=f"odometry stamps do not increase ({back_ns / 1e9:.3f} s back); is there more than one publisher?")
+                    return Addition(
+                        refusal=f"odometry stamps do not increase ({back_ns / 1e9:.3f} s back); is there more than one publisher?"
+                    )
                 restart = self._restart(stamp_ns, pose)
             if restart:
                 self._clear()

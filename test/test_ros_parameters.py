@@ -121,7 +121,13 @@ def test_what_is_read_at_configuration_changes_only_before_it():
     node, parameters, _ = make_node()
     assert set_one(node, "gallery_path", "/one") == (True, "")
     parameters.configured = True
-    for name, value in (("outputs", ["loop_closure"]), ("threads", 2), ("transport", "compressed"), ("map_frame", "odom"), ("autostart", False)):
+    for name, value in (
+        ("outputs", ["loop_closure"]),
+        ("threads", 2),
+        ("transport", "compressed"),
+        ("map_frame", "odom"),
+        ("autostart", False),
+    ):
         assert name not in LIVE
         successful, reason = set_one(node, name, value)
         assert not successful and "deactivate and clean up" in reason

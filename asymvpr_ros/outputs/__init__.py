@@ -39,11 +39,12 @@ OUTPUTS: dict[str, type[Output]] = {
 
 def refusal_of(kinds: Iterable[type[Output]], *, prior: bool, session: bool) -> str:
     """Why these outputs cannot be had with these galleries; empty where all can."""
+    remedy = "or take the output out of 'outputs'"
     for kind in kinds:
         if kind.needs_prior and not prior:
-            return f"output {kind.topic} needs a prior gallery, and gallery_path is empty; set it, or take the output out of 'outputs'"
+            return f"output {kind.topic} needs a prior gallery, and gallery_path is empty; set it, {remedy}"
         if kind.needs_session and not session:
-            return f"output {kind.topic} needs the session gallery, which is off; set 'session_gallery' to true, or take the output out of 'outputs'"
+            return f"output {kind.topic} needs the session gallery, which is off; set 'session_gallery' to true, {remedy}"
     return ""
 
 

@@ -57,7 +57,9 @@ def transform_message(T_map_odom: Pose, names: FrameNames, stamp_ns: int) -> Tra
     pose = pose_message(T_map_odom)
     translation = Vector3(x=pose.position.x, y=pose.position.y, z=pose.position.z)
     header = Header(frame_id=names.map, stamp=stamp_message(stamp_ns))
-    return TransformStamped(header=header, child_frame_id=names.odom, transform=Transform(translation=translation, rotation=pose.orientation))
+    return TransformStamped(
+        header=header, child_frame_id=names.odom, transform=Transform(translation=translation, rotation=pose.orientation)
+    )
 
 
 def transform_message_type() -> Any:
