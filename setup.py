@@ -69,6 +69,7 @@ setup(
         (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py"))),
         (f"share/{PACKAGE}/examples", sorted(glob("examples/*.py"))),
         (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml") + glob("config/*.xml"))),
+        (f"share/{PACKAGE}/config/rviz", sorted(glob("config/rviz/*.rviz"))),
         (f"share/{PACKAGE}/config/stacks", sorted(glob("config/stacks/*.yaml"))),
     ],
     python_requires=">=3.10",
@@ -83,6 +84,7 @@ setup(
         "console_scripts": [
             "asymvpr = asymvpr_core.cli.main:main",
             "bag_player = asymvpr_ros.bag_player:main",
+            "keyframe_recorder = asymvpr_ros.keyframe_recorder:main",
             "match_recorder = asymvpr_ros.match_recorder:main",
             "place_recognition_node = asymvpr_ros.place_recognition_node:main",
         ],

@@ -7,6 +7,7 @@ as resolved beside its result.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -313,17 +314,60 @@ class SessionSettings(Settings):
     session_capacity: int = Field(5000, ge=2, le=10_000_000, description="most keyframes of a session; beyond it, every other one goes")
 
 
+OutputName = Literal[
+    "place_match/pose", "place_match/candidates", "place_match/image", "place_match/markers", "loop_closure",
+    "initialpose", "global_pose", "lio_loop/loop_closure_detection",
+]  # fmt: skip
+
+
 class NodeSettings(Settings):
     """Parameters of the place-recognition node; the matcher's and the runtime's are declared beside them."""
 
-    gallery_path: str = Field("", description="folder of the gallery")
+    gallery_path: str = Field("", description="folder of the prior gallery; empty: none, and only the session's own keyframes are matched")
     model_path: str = Field("", description="folder of the exported query model")
+    session_path: str = Field("", description="folder that ~/save_session writes the session gallery to")
     map_frame: str = Field("", description="frame of the published poses; empty: the gallery's own")
+    base_frame: str = Field("", description="frame of the robot's base; empty: the child frame of `odom`")
+    camera_names: tuple[str, ...] = Field(("",), description="cameras; each has its image below its name; an empty name: `image` itself")
     transport: Literal["raw", "compressed"] = Field("raw", description="subscribe to `image` or to `image/compressed`")
     max_rate_hz: float = Field(0.0, ge=0.0, le=1000.0, description="most frames per second that are encoded [Hz]; 0: no limit")
     max_image_age_s: float = Field(2.0, ge=0.0, description="older images [s] are dropped and counted; 0: no limit")
+    max_odom_gap_s: float = Field(0.5, gt=0.0, description="longest gap between odometry messages [s] over which a pose is interpolated")
     cooldown_s: float = Field(0.0, ge=0.0, description="shortest time between two published matches [s]")
+    relocalisation_distance_m: float = Field(
+        8.0, gt=0.0, description="matches this far [m] from where odometry leads are a new localisation"
+    )
+    relocalisation_yaw_deg: float = Field(60.0, gt=0.0, le=180.0, description="matches turned this much [deg] are a new localisation")
+    outputs: tuple[OutputName, ...] = Field(
+        ("place_match/pose", "place_match/candidates", "place_match/image", "place_match/markers", "loop_closure"),
+        min_length=1,
+        description="topics to publish",
+    )
+    publish_tf: bool = Field(False, description="publish the transform from map to odom; needs tf2_msgs")
     autostart: bool = Field(True, description="configure and activate without a lifecycle manager")
+
+    @field_validator("map_frame", "base_frame")
+    @classmethod
+    def _check_frame(cls, value: str) -> str:
+        if value.startswith("/") or any(character.isspace() for character in value):
+            raise ValueError("must be a frame name without a leading '/' and without spaces, as tf2 wants it")
+        return value
+
+    @field_validator("camera_names")
+    @classmethod
+    def _check_cameras(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("must name at least one camera, each once")
+        for name in value:
+            if not re.fullmatch(r"(/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*)?", name, re.ASCII):
+                raise ValueError(f"'{name}' is no ROS name: letters, digits and '_', parts separated by '/'")
+        return value
+
+    @model_validator(mode="after")
+    def _check_frames(self) -> NodeSettings:
+        if self.map_frame and self.map_frame == self.base_frame:
+            raise ValueError(f"map_frame and base_frame are both '{self.map_frame}': one is fixed and the other moves")
+        return self
 
 
 class BenchmarkSettings(Settings):

@@ -120,7 +120,7 @@ def test_resource_index(setup_arguments: dict[str, Any]):
 
 def test_entry_points_can_be_imported(setup_arguments: dict[str, Any]):
     scripts = dict(entry.split(" = ") for entry in setup_arguments["entry_points"]["console_scripts"])
-    assert set(scripts) == {"asymvpr", "bag_player", "match_recorder", "place_recognition_node"}
+    assert set(scripts) == {"asymvpr", "bag_player", "keyframe_recorder", "match_recorder", "place_recognition_node"}
     for target in scripts.values():
         module, _, function = target.partition(":")
         if module.startswith("asymvpr_ros"):

@@ -120,8 +120,8 @@ def describe(scratch: Path, images: Sequence[np.ndarray]) -> np.ndarray:
     return descriptors
 
 
-def make_street(path: Path, n_keyframes: int = 12, spacing_m: float = 2.0, **options: object) -> Path:
-    """A gallery of `n_keyframes` pictures (seeds 0, 1, …) along +x, `spacing_m` apart, looking along +x."""
-    pictures = [make_picture(seed) for seed in range(n_keyframes)]
+def make_street(path: Path, n_keyframes: int = 12, spacing_m: float = 2.0, first_seed: int = 0, **options: object) -> Path:
+    """A gallery of `n_keyframes` pictures (seeds from `first_seed`) along +x, `spacing_m` apart, looking along +x."""
+    pictures = [make_picture(first_seed + i) for i in range(n_keyframes)]
     poses = [Pose.from_xy_yaw(spacing_m * i, 0.0, 0.0) for i in range(n_keyframes)]
     return make_gallery(path, pictures, poses, **options)  # type: ignore[arg-type]
