@@ -23,8 +23,6 @@ ROBOT_MODULES = (
     "asymvpr_core.retrieval.recogniser", "asymvpr_core.datasets.bags",
 )  # fmt: skip
 NODE_MODULES = (
-    "asymvpr_ros.place_recognition_node", "asymvpr_ros.bag_player", "asymvpr_ros.match_recorder", "asymvpr_ros.keyframe_recorder",
-)  # fmt: skip
     "asymvpr_ros.place_recognition_node",
     "asymvpr_ros.bag_player",
     "asymvpr_ros.match_recorder",
