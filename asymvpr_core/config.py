@@ -298,11 +298,25 @@ class BenchmarkSettings(Settings):
     source: SourceSettings = SourceSettings()  # of the two bags, where its sides are bags
 
 
+class CalibrationSettings(Settings):
+    """How scores become probabilities, and how sure a precision has to be."""
+
+    target_precision: float = Field(0.99, gt=0.0, lt=1.0, description="precision that the data has to show, or nothing is written")
+    confidence: float = Field(0.95, gt=0.0, lt=1.0, description="confidence of the lower bound of a precision, one-sided")
+    views: int = Field(2, ge=1, le=16, description="augmented pictures of a keyframe that stand for revisits where none was recorded")
+    impostor_distance_m: float | None = Field(
+        None, gt=0.0, description="keyframes beyond this [m] stand for places that are not mapped; None: twice the radius"
+    )
+    augmentation: AugmentationSettings = AugmentationSettings()
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the augmented pictures")
+
+
 class EvaluationSettings(Settings):
     """The protocol of an evaluation; printed with every result."""
 
     radius_m: float = Field(25.0, gt=0.0, description="a gallery image within this distance [m] is a correct match")
     max_yaw_deg: float | None = Field(None, gt=0.0, le=180.0, description="largest yaw difference [deg] of a correct match; None: any")
+    ignore_ring_m: float = Field(0.0, ge=0.0, description="a match this far [m] beyond the radius counts neither as true nor as false")
     k: tuple[PositiveInt, ...] = Field((1, 5, 10), min_length=1, description="the K of Recall@K")
     bootstrap_resamples: int = Field(1000, ge=0, description="resamples of the queries behind every interval; 0: no intervals")
     confidence: float = Field(0.95, gt=0.0, lt=1.0, description="share of the resamples that an interval covers")
@@ -326,5 +340,6 @@ SECTIONS: dict[str, type[Settings]] = {
     "export": ExportSettings,
     "runtime": RuntimeSettings,
     "matcher": MatcherSettings,
+    "calibration": CalibrationSettings,
     "evaluation": EvaluationSettings,
 }

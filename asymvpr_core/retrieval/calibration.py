@@ -1,0 +1,231 @@
+"""What the scores of a gallery mean: probability of being right, threshold for a wanted precision, size of the errors.
+
+`asymvpr calibrate` writes `calibration.json` beside the gallery's files; the robot reads it with numpy alone.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from asymvpr_core import __version__
+from asymvpr_core.config import MatcherSettings
+from asymvpr_core.deploy.runtime import MODEL
+from asymvpr_core.errors import ArtefactError, SettingsError
+from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.manifest import Manifest, digest_of, unwritable, write_text_atomically
+
+CALIBRATION = "calibration.json"
+FORMAT_VERSION = 1
+
+Search = Literal["prior", "session"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ScoreCalibration(_Part):
+    """What the best score of a frame means in one kind of search.
+
+    `scores` (K,) ascending and `probabilities` (K,) non-decreasing are the knots of the probability that the best
+    candidate is right. Accepting all scores of at least `thresholds[i]` had a precision of at least
+    `precision_bounds[i]`, at the confidence that the calibration states; both ascend, and each threshold is the smallest
+    for its bound. `frames`, `correct`: what this was counted on.
+    """
+
+    scores: tuple[float, ...] = Field(min_length=1)
+    probabilities: tuple[float, ...] = Field(min_length=1)
+    thresholds: tuple[float, ...]
+    precision_bounds: tuple[float, ...]
+    frames: int = Field(ge=1)
+    correct: int = Field(ge=0)
+    basis: Literal["run", "gallery"]
+
+    @model_validator(mode="after")
+    def _check(self) -> ScoreCalibration:
+        if len(self.scores) != len(self.probabilities) or len(self.thresholds) != len(self.precision_bounds):
+            raise ValueError("columns of different lengths")
+        shares = np.array([*self.probabilities, *self.precision_bounds])
+        if shares.min() < 0 or shares.max() > 1:
+            raise ValueError("a probability outside of 0 to 1")
+        for column, strict in ((self.scores, True), (self.probabilities, False), (self.thresholds, True), (self.precision_bounds, True)):
+            steps = np.diff(column)
+            if (steps < 0).any() or (strict and (steps == 0).any()):
+                raise ValueError("a column that does not ascend")
+        return self
+
+    def probability(self, score: float | np.ndarray) -> Any:
+        """Probability that a best candidate of this score is right: as `score`, linear between the knots, constant beyond them."""
+        return np.interp(score, *self._knots)
+
+    def threshold_for(self, target_precision: float) -> float | None:
+        """The smallest threshold whose precision was shown to be at least `target_precision`; None where none was."""
+        reached = int(np.searchsorted(self.precision_bounds, target_precision, side="left"))
+        return self.thresholds[reached] if reached < len(self.thresholds) else None
+
+    @property
+    def best_bound(self) -> float:
+        """The largest precision that could be shown; 0 where nothing could."""
+        return self.precision_bounds[-1] if self.precision_bounds else 0.0
+
+    @cached_property
+    def _knots(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(self.scores), np.array(self.probabilities)
+
+
+class Errors(_Part):
+    """Error of the accepted true matches, as standard deviations about the published pose.
+
+    `position_std_m` of x and of y, `yaw_std_deg` None where keyframes or frames have no heading; `matches`: how many
+    they were counted on.
+    """
+
+    position_std_m: float = Field(gt=0)
+    yaw_std_deg: float | None = Field(gt=0)
+    matches: int = Field(ge=1)
+
+
+class Calibration(_Part):
+    """Contents of `calibration.json`, which belongs to one gallery and one query model; `sha256` is the digest of all other fields."""
+
+    format_version: int = FORMAT_VERSION
+    created: str
+    asymvpr_version: str = __version__
+    gallery: dict[str, str]
+    model: dict[str, str]
+    settings: dict[str, Any]
+    protocol: dict[str, Any]
+    prior: ScoreCalibration | None = None
+    session: ScoreCalibration | None = None
+    errors: Errors | None = None
+    sha256: str | None = None
+
+    def of(self, search: Search) -> ScoreCalibration | None:
+        """The calibration of one kind of search."""
+        return self.prior if search == "prior" else self.session
+
+
+def gallery_key(gallery: Gallery) -> dict[str, str]:
+    """What ties a calibration to a gallery."""
+    return {"path": str(gallery.path.resolve()), "digest": gallery.digest, "pair_id": gallery.manifest.gallery_network.pair_id}
+
+
+def model_key(path: Path, model: Manifest) -> dict[str, str]:
+    """What ties a calibration to a query model: another export of the same network may score differently."""
+    return {"path": str(Path(path).resolve()), "sha256": model.files[MODEL].sha256}
+
+
+def write_calibration(gallery: Path, calibration: Calibration) -> Path:
+    """Write `calibration.json` into the folder of a gallery, in one step, in place of the one before.
+
+    Raises:
+        ArtefactError: the folder cannot be written.
+    """
+    path = Path(gallery) / CALIBRATION
+    sealed = calibration.model_copy(update={"sha256": _digest(json.loads(calibration.model_dump_json()))})
+    try:
+        write_text_atomically(path, sealed.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return path
+
+
+def read_calibration(gallery: Path) -> Calibration | None:
+    """The calibration in the folder of a gallery, whosever it is; None where there is none.
+
+    Raises:
+        ArtefactError: unreadable, damaged, or of a newer format.
+    """
+    path = Path(gallery) / CALIBRATION
+    remedy = "make it anew with 'asymvpr calibrate', or remove it"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from error
+    except ValueError as error:
+        raise ArtefactError(f"{path} is damaged: not JSON", remedy=remedy) from error
+    if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
+        raise ArtefactError(f"{path} has format version {raw['format_version']}", expected=f"at most {FORMAT_VERSION}", remedy=remedy)
+    if not isinstance(raw, dict) or raw.get("sha256") != _digest(raw):
+        raise ArtefactError(f"{path} is damaged: its content differs from its own checksum", remedy=remedy)
+    try:
+        return Calibration.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactError(f"{path} is damaged: '{where}': {first['msg'].lower()}", remedy=remedy) from error
+
+
+def mismatch(calibration: Calibration, gallery: Gallery, model_path: Path, model: Manifest) -> str | None:
+    """Why a calibration does not belong to this gallery and model, as a clause; None where it does."""
+    ours, theirs = gallery_key(gallery), calibration.gallery
+    if ours["digest"] != theirs.get("digest"):
+        return f"the calibration in {gallery.path} is of gallery {theirs.get('path')}, whose descriptors or keyframes are others"
+    if model_key(model_path, model)["sha256"] != calibration.model.get("sha256"):
+        return f"the calibration of gallery {gallery.path} is of query model {calibration.model.get('path')}, not of {model_path}"
+    return None
+
+
+def usable_calibration(gallery: Gallery, model_path: Path, model: Manifest, settings: MatcherSettings) -> Calibration | None:
+    """The calibration that belongs to this gallery and model, or None.
+
+    One of another gallery or model is passed over where nothing asks for it, and refused where `settings` do.
+
+    Raises:
+        ArtefactError: damaged, or needed and of another gallery or model.
+    """
+    calibration = read_calibration(gallery.path)
+    if calibration is None:
+        return None
+    reason = mismatch(calibration, gallery, model_path, model)
+    if reason is None:
+        return calibration
+    if settings.target_precision or settings.session_target_precision:
+        raise ArtefactError(
+            reason, expected="a calibration of this pair where target_precision is set", remedy=_command(gallery.path, model_path)
+        )
+    return None
+
+
+def threshold_of(settings: MatcherSettings, calibration: Calibration | None, search: Search = "prior") -> float:
+    """The smallest score that a kind of search may accept: from the wanted precision where one is set, else the given threshold.
+
+    Raises:
+        SettingsError: a precision is wanted and there is no calibration of this search, or it cannot show so much.
+    """
+    prefix = "" if search == "prior" else "session_"
+    target: float = getattr(settings, f"{prefix}target_precision")
+    if not target:
+        return float(getattr(settings, f"{prefix}score_threshold"))
+    scores = None if calibration is None else calibration.of(search)
+    if scores is None:
+        missing = "the gallery has no calibration" if calibration is None else f"the gallery's calibration has no part for the {search} search"
+        raise SettingsError(
+            f"{prefix}target_precision is {target:g} and {missing}", expected=f"a {CALIBRATION} in the gallery's folder",
+            remedy=f"run 'asymvpr calibrate' on the gallery, or set {prefix}score_threshold and leave {prefix}target_precision at 0",
+        )  # fmt: skip
+    threshold = scores.threshold_for(target)
+    if threshold is None:
+        raise SettingsError(
+            f"{prefix}target_precision is {target:g}; the calibration, counted on {scores.frames} frames, "
+            f"shows {scores.best_bound:.4f} at most",
+            expected=f"at most {scores.best_bound:.4f}",
+            remedy="ask for less, or calibrate with a longer labelled run",
+        )
+    return threshold
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return digest_of({name: value for name, value in content.items() if name != "sha256"})
+
+
+def _command(gallery: Path, model: Path) -> str:
+    return f"run 'asymvpr calibrate {gallery} --model {model}'"
