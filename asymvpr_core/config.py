@@ -264,6 +264,10 @@ class MatcherSettings(Settings):
 
     top_k: int = Field(5, ge=1, le=100, description="number of candidates per frame")
     score_threshold: float = Field(0.5, ge=-1.0, le=1.0, description="smallest cosine that may be accepted")
+    target_precision: float = Field(
+        0.0, ge=0.0, lt=1.0, description="wanted precision; takes the place of score_threshold where the gallery is calibrated; 0: not used"
+    )
+    session_target_precision: float = Field(0.0, ge=0.0, lt=1.0, description="the same for the session gallery; 0: not used")
     exclude_time_s: float = Field(30.0, ge=0.0, description="keyframes closer in time than this [s] are no loop closure")
     sequence: Literal["off", "vote"] = Field("vote", description="temporal agreement: off, or a vote over the last frames")
     sequence_length: int = Field(5, ge=1, le=100, description="frames in the vote")

@@ -111,7 +111,12 @@ def samples_of_session(run: Placed, evaluation: EvaluationSettings, exclude_time
 
 
 def samples_of_gallery(
-    plain: Placed, views: Sequence[Placed], gallery: Placed, evaluation: EvaluationSettings, exclude_time_s: float, impostor_distance_m: float
+    plain: Placed,
+    views: Sequence[Placed],
+    gallery: Placed,
+    evaluation: EvaluationSettings,
+    exclude_time_s: float,
+    impostor_distance_m: float,
 ) -> Samples:
     """Revisits and impostors made of the keyframes themselves, as many of the one as of the other.
 

@@ -106,6 +106,23 @@ class Calibration(_Part):
     errors: Errors | None = None
     sha256: str | None = None
 
+    def summary(self) -> list[str]:
+        """Lines for a terminal: what was counted on, thresholds, errors."""
+        target = float(self.settings.get("calibration", {}).get("target_precision", 0.99))
+        lines = [f"calibrated   {self.created} for query model {self.model.get('path')}"]
+        for search in ("prior", "session"):
+            scores = self.of(search)  # type: ignore[arg-type]
+            if scores is None:
+                lines.append(f"{search:12} no calibration")
+                continue
+            threshold = scores.threshold_for(target)
+            shown = f"{scores.best_bound:.3f} at most" if threshold is None else f"threshold {threshold:.3f}"
+            lines.append(f"{search:12} target_precision {target:g}: {shown}; {scores.frames} frames of the {scores.basis}")
+        if self.errors is not None:
+            yaw = "" if self.errors.yaw_std_deg is None else f", yaw {self.errors.yaw_std_deg:.1f} deg"
+            lines.append(f"match error  {self.errors.position_std_m:.2f} m{yaw} (standard deviation of {self.errors.matches} matches)")
+        return lines
+
     def of(self, search: Search) -> ScoreCalibration | None:
         """The calibration of one kind of search."""
         return self.prior if search == "prior" else self.session
@@ -207,7 +224,9 @@ def threshold_of(settings: MatcherSettings, calibration: Calibration | None, sea
         return float(getattr(settings, f"{prefix}score_threshold"))
     scores = None if calibration is None else calibration.of(search)
     if scores is None:
-        missing = "the gallery has no calibration" if calibration is None else f"the gallery's calibration has no part for the {search} search"
+        missing = (
+            "the gallery has no calibration" if calibration is None else f"the gallery's calibration has no part for the {search} search"
+        )
         raise SettingsError(
             f"{prefix}target_precision is {target:g} and {missing}", expected=f"a {CALIBRATION} in the gallery's folder",
             remedy=f"run 'asymvpr calibrate' on the gallery, or set {prefix}score_threshold and leave {prefix}target_precision at 0",
