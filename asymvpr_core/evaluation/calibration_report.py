@@ -12,7 +12,19 @@ import numpy as np
 from asymvpr_core.evaluation.calibration_fit import Samples
 from asymvpr_core.evaluation.drawing import CURVES, INK, MARKERS, MUTED, STYLE, legend_above, new_figure, to_svg
 from asymvpr_core.evaluation.held_out import HeldOut
-from asymvpr_core.evaluation.report import Block, Column, Figure, KeyFigure, KeyFigures, Section, Table, Text, number, percent, render_report
+from asymvpr_core.evaluation.report import (
+    Block,
+    Column,
+    Figure,
+    KeyFigure,
+    KeyFigures,
+    Section,
+    Table,
+    Text,
+    number,
+    percent,
+    render_report,
+)
 from asymvpr_core.retrieval.calibration import ScoreCalibration
 
 if TYPE_CHECKING:
@@ -147,7 +159,9 @@ def _search_section(search: str, scores: ScoreCalibration, samples: Samples, tar
         right = int((accepted & samples.correct).sum())
         recall = right / scores.correct if scores.correct and at is not None else None
         precision = right / int(accepted.sum()) if accepted.any() else None
-        rows.append((f"{wanted:g}", number(at, 3), str(int(accepted.sum())) if at is not None else "–", percent(precision, 2), percent(recall)))
+        rows.append(
+            (f"{wanted:g}", number(at, 3), str(int(accepted.sum())) if at is not None else "–", percent(precision, 2), percent(recall))
+        )
     columns = (Column("wanted precision"), Column("threshold"), Column("accepted"), Column("precision", "%"), Column("recall", "%"))
     blocks: list[Block] = [
         Figure(plot_scores(samples, scores, threshold), f"Scores of right and wrong best candidates, {search} search."),

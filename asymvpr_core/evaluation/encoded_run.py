@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from asymvpr_core.datasets.bag_dataset import BagDataset
 from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.datasets.trajectory import Trajectory
 from asymvpr_core.deploy.runtime import QueryModel
