@@ -26,7 +26,7 @@ from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import new_folder
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
-from asymvpr_core.types import MatchResult
+from asymvpr_core.types import MatchResult, QueryFrame
 
 METRICS, MATCHES, TRAJECTORY, REPORT = "metrics.json", "matches.csv", "matches.tum", "report.html"
 
@@ -159,7 +159,7 @@ def _answers(run: EncodedRun, recogniser: PlaceRecogniser) -> list[tuple[MatchRe
     answers = []
     for i, descriptor in enumerate(run.descriptors):
         begin = time.perf_counter()
-        answer = recogniser.matcher.match(descriptor, run.stamps_ns[i])
+        answer = recogniser.matcher.match(descriptor, QueryFrame(run.stamps_ns[i], run.odometry[i]))
         answers.append((answer, (time.perf_counter() - begin) * 1e3))
     return answers
 

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from asymvpr_core import __version__
-from asymvpr_core.config import MatcherSettings
+from asymvpr_core.config import MatcherSettings, SessionSettings
 from asymvpr_core.deploy.runtime import MODEL
 from asymvpr_core.errors import ArtefactError, SettingsError
 from asymvpr_core.gallery.store import Gallery
@@ -191,10 +191,11 @@ def mismatch(calibration: Calibration, gallery: Gallery, model_path: Path, model
     return None
 
 
-def usable_calibration(gallery: Gallery, model_path: Path, model: Manifest, settings: MatcherSettings) -> Calibration | None:
+def usable_calibration(gallery: Gallery, model_path: Path, model: Manifest, *, needed: bool) -> Calibration | None:
     """The calibration that belongs to this gallery and model, or None.
 
-    One of another gallery or model is passed over where nothing asks for it, and refused where `settings` do.
+    Args:
+        needed: a precision is asked for: one of another gallery or model is refused instead of passed over.
 
     Raises:
         ArtefactError: damaged, or needed and of another gallery or model.
@@ -205,31 +206,33 @@ def usable_calibration(gallery: Gallery, model_path: Path, model: Manifest, sett
     reason = mismatch(calibration, gallery, model_path, model)
     if reason is None:
         return calibration
-    if settings.target_precision or settings.session_target_precision:
+    if needed:
         raise ArtefactError(
-            reason, expected="a calibration of this pair where target_precision is set", remedy=_command(gallery.path, model_path)
+            reason, expected="a calibration of this gallery and this model", remedy=f"run 'asymvpr calibrate {gallery.path} --model {model_path}'"
         )
     return None
 
 
-def threshold_of(settings: MatcherSettings, calibration: Calibration | None, search: Search = "prior") -> float:
-    """The smallest score that a kind of search may accept: from the wanted precision where one is set, else the given threshold.
+def threshold_of(settings: MatcherSettings | SessionSettings, calibration: Calibration | None) -> float:
+    """The smallest score that a search may accept: from the wanted precision where one is set, else the threshold that is given.
+
+    Args:
+        settings: of the prior search or of the session's.
 
     Raises:
         SettingsError: a precision is wanted and there is no calibration of this search, or it cannot show so much.
     """
-    prefix = "" if search == "prior" else "session_"
-    target: float = getattr(settings, f"{prefix}target_precision")
+    search: Search = "session" if isinstance(settings, SessionSettings) else "prior"
+    prefix = "session_" if isinstance(settings, SessionSettings) else ""
+    target = settings.session_target_precision if isinstance(settings, SessionSettings) else settings.target_precision
     if not target:
-        return float(getattr(settings, f"{prefix}score_threshold"))
+        return settings.session_score_threshold if isinstance(settings, SessionSettings) else settings.score_threshold
     scores = None if calibration is None else calibration.of(search)
     if scores is None:
-        missing = (
-            "the gallery has no calibration" if calibration is None else f"the gallery's calibration has no part for the {search} search"
-        )
+        missing = "there is no calibration" if calibration is None else f"the calibration has no part for the {search} search"
         raise SettingsError(
-            f"{prefix}target_precision is {target:g} and {missing}", expected=f"a {CALIBRATION} in the gallery's folder",
-            remedy=f"run 'asymvpr calibrate' on the gallery, or set {prefix}score_threshold and leave {prefix}target_precision at 0",
+            f"{prefix}target_precision is {target:g} and {missing}", expected=f"a {CALIBRATION} of this model in the gallery's folder",
+            remedy=f"run 'asymvpr calibrate' on the gallery, or leave {prefix}target_precision at 0 and set {prefix}score_threshold",
         )  # fmt: skip
     threshold = scores.threshold_for(target)
     if threshold is None:
@@ -242,9 +245,10 @@ def threshold_of(settings: MatcherSettings, calibration: Calibration | None, sea
     return threshold
 
 
+def with_threshold(settings: MatcherSettings, calibration: Calibration | None) -> MatcherSettings:
+    """The settings with the threshold that `threshold_of` gives. Raises as it does."""
+    return settings.model_copy(update={"score_threshold": threshold_of(settings, calibration)})
+
+
 def _digest(content: dict[str, Any]) -> str:
     return digest_of({name: value for name, value in content.items() if name != "sha256"})
-
-
-def _command(gallery: Path, model: Path) -> str:
-    return f"run 'asymvpr calibrate {gallery} --model {model}'"

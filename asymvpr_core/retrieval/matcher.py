@@ -11,8 +11,9 @@ import numpy as np
 from asymvpr_core.config import MatcherSettings
 from asymvpr_core.errors import RetrievalError, SettingsError
 from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.retrieval.calibration import Calibration
 from asymvpr_core.retrieval.index import search
-from asymvpr_core.types import Match, MatchResult, Pose
+from asymvpr_core.types import Match, MatchResult, Pose, QueryFrame
 
 # A revisit is never pixel-aligned: people and robots drive a place again within about these angles.
 _TILT_STD_RAD = math.radians(5.0)
@@ -33,7 +34,7 @@ class Matcher:
     candidates at all; keyframes without a stamp are never excluded.
     """
 
-    def __init__(self, gallery: Gallery, index: faiss.Index, settings: MatcherSettings | None = None):
+    def __init__(self, gallery: Gallery, index: faiss.Index, settings: MatcherSettings | None = None, calibration: Calibration | None = None):
         """Check that gallery, index and settings fit together.
 
         Raises:
@@ -41,6 +42,7 @@ class Matcher:
             SettingsError: a vote that can never be won.
         """
         self.gallery, self.index, self.settings = gallery, index, settings or MatcherSettings()
+        self._errors = None if calibration is None else calibration.errors
         if len(gallery) == 0:
             raise RetrievalError(f"gallery {gallery.path} is empty", remedy="build it from a source with images")
         without_pose = sum(keyframe.pose is None for keyframe in gallery.keyframes)
@@ -71,16 +73,17 @@ class Matcher:
         """Forget the frames seen so far; the next frame starts a new vote."""
         self._votes.clear()
 
-    def match(self, descriptor: np.ndarray, stamp_ns: int) -> MatchResult:
-        """Say whether the frame `stamp_ns` shows a place of the gallery, and why or why not.
+    def match(self, descriptor: np.ndarray, frame: QueryFrame) -> MatchResult:
+        """Say whether the frame shows a place of the gallery, and why or why not.
 
         Args:
             descriptor: (D,) float32, L2-normalised.
-            stamp_ns: when the frame was taken, on the clock of the keyframes.
+            frame: its stamp is on the clock of the keyframes.
 
         Raises:
             RetrievalError: another dimension, or a descriptor that is not finite.
         """
+        stamp_ns = frame.stamp_ns
         candidates = self._candidates(descriptor, stamp_ns)
         self._forget_unless_follows(stamp_ns)
         threshold = self.settings.score_threshold
@@ -141,17 +144,22 @@ class Matcher:
         return float(elsewhere.min()) if len(elsewhere) else self.settings.agreement_radius_m
 
     def _covariance(self, match: Match, agreeing: list[Match]) -> np.ndarray:
-        """(6, 6) float64, ROS order: half the local keyframe spacing, plus the spread of the agreeing candidates about the match.
+        """(6, 6) float64, ROS order: a floor, plus the spread of the agreeing candidates about the match.
+
+        The floor is the error that was measured where the gallery is calibrated, else half the local keyframe spacing.
 
         The orientation of a keyframe without heading is unknown, and its variances say so.
         """
         positions = np.array([c.pose.position for c in agreeing]) - np.array(match.pose.position)
         yaws = np.radians([c.pose.yaw_distance_deg(match.pose) for c in agreeing])
         covariance = np.zeros((6, 6))
-        covariance[:3, :3] = np.eye(3) * (self._spacing_m(match.keyframe_index) / 2) ** 2 + positions.T @ positions / len(agreeing)
+        floor_m = self._spacing_m(match.keyframe_index) / 2 if self._errors is None else self._errors.position_std_m
+        covariance[:3, :3] = np.eye(3) * floor_m**2 + positions.T @ positions / len(agreeing)
         if self.gallery.keyframes[match.keyframe_index].heading_deg is None:
             covariance[[3, 4, 5], [3, 4, 5]] = _UNKNOWN_VARIANCE
             return covariance
         covariance[3, 3] = covariance[4, 4] = _TILT_STD_RAD**2
-        covariance[5, 5] = _YAW_STD_RAD**2 + float(np.mean(yaws**2))
+        measured = None if self._errors is None else self._errors.yaw_std_deg
+        floor_rad = _YAW_STD_RAD if measured is None else math.radians(measured)
+        covariance[5, 5] = floor_rad**2 + float(np.mean(yaws**2))
         return covariance

@@ -11,74 +11,119 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from asymvpr_core.config import MatcherSettings, RuntimeSettings
+from asymvpr_core.config import MatcherSettings, RuntimeSettings, SessionSettings
 from asymvpr_core.deploy.runtime import QueryModel
-from asymvpr_core.errors import RetrievalError
+from asymvpr_core.errors import RetrievalError, SettingsError
 from asymvpr_core.gallery.store import INDEX, Gallery
 from asymvpr_core.manifest import check_pair
+from asymvpr_core.retrieval.calibration import Calibration, usable_calibration, with_threshold
 from asymvpr_core.retrieval.index import read_index
 from asymvpr_core.retrieval.matcher import Matcher
-from asymvpr_core.types import LoopClosure, MatchResult
+from asymvpr_core.types import LoopClosure, MatchResult, QueryFrame, Recognition
 
 
 @dataclass
 class PlaceRecogniser:
-    """A gallery, the query model of its pair, and the matcher over both. Not thread-safe."""
+    """A query model, and what its descriptors are matched against: a prior gallery, this run's own keyframes, or both.
 
-    gallery: Gallery
+    `gallery`, `index` and `matcher` are those of the prior gallery, None without one. Not thread-safe.
+    """
+
     model: QueryModel
-    index: faiss.Index
-    matcher: Matcher
+    gallery: Gallery | None
+    index: faiss.Index | None
+    matcher: Matcher | None
+    session_settings: SessionSettings
+    calibration: Calibration | None = None
 
-    @staticmethod
+    @classmethod
     def open(
-        gallery_path: Path, model_path: Path, matcher: MatcherSettings | None = None, runtime: RuntimeSettings | None = None
+        cls,
+        gallery_path: Path | None,
+        model_path: Path,
+        matcher: MatcherSettings | None = None,
+        runtime: RuntimeSettings | None = None,
+        *,
+        session: SessionSettings | None = None,
     ) -> PlaceRecogniser:
-        """Open gallery and query model, verify their checksums, and check that they are of one pair.
+        """Open query model and prior gallery, verify their checksums, and check that they are of one pair.
+
+        Args:
+            gallery_path: the prior gallery; None: the session gallery alone.
 
         Raises:
             ArtefactError: missing or damaged artefact, or gallery and model of different pairs.
             RetrievalError: empty gallery, or an index that does not fit it.
             DeployError: the runtime refuses the model.
-            SettingsError: matcher settings that contradict each other.
+            SettingsError: settings that contradict each other, or neither a prior nor a session gallery.
         """
+        matcher, session = matcher or MatcherSettings(), session or SessionSettings()
+        if gallery_path is None and not session.session_gallery:
+            raise SettingsError(
+                "there is no gallery to match against", expected="a prior gallery, or session_gallery true",
+                remedy="give a gallery, or switch the session gallery on",
+            )  # fmt: skip
+        if session.session_gallery:
+            raise SettingsError("session_gallery is true, and this version has no session gallery yet", remedy="set it to false")
+        if gallery_path is None:
+            return cls(QueryModel.open(Path(model_path), runtime), None, None, None, session)
         gallery_path, model_path = Path(gallery_path), Path(model_path)
         gallery = Gallery.open(gallery_path)
         model = QueryModel.open(model_path, runtime)
         check_pair(gallery.manifest, model.manifest, gallery_path, model_path)
         index = read_index(gallery_path / INDEX)
-        return PlaceRecogniser(gallery, model, index, Matcher(gallery, index, matcher))
+        needed = matcher.target_precision > 0 or session.session_target_precision > 0
+        calibration = usable_calibration(gallery, model_path, model.manifest, needed=needed)
+        prior = Matcher(gallery, index, with_threshold(matcher, calibration), calibration)
+        return cls(model, gallery, index, prior, session, calibration)
 
-    def process(self, image: np.ndarray, stamp_ns: int) -> MatchResult:
-        """Say whether an `(H, W, 3)` uint8 RGB frame taken at `stamp_ns` shows a place of the gallery.
+    def process(self, image: np.ndarray, frame: QueryFrame) -> Recognition:
+        """Say whether an `(H, W, 3)` uint8 RGB frame shows a place of the prior gallery, or of this session.
 
         Raises:
             ImageError: another shape or type.
         """
-        return self.matcher.match(self.model.encode(image), stamp_ns)
+        descriptor = self.model.encode(image)
+        prior = None if self.matcher is None else self.matcher.match(descriptor, frame)
+        return Recognition(frame, prior, None, self._prior_closure(prior), None, False)
 
     def reset(self) -> None:
-        """Forget the frames seen so far."""
-        self.matcher.reset()
+        """Forget what is remembered from frame to frame; the galleries stay."""
+        if self.matcher is not None:
+            self.matcher.reset()
 
-    def change_settings(self, settings: MatcherSettings) -> None:
-        """Use other matcher settings from the next frame on, with a new vote.
+    def reset_session(self) -> None:
+        """Begin an empty session gallery."""
+
+    def save_session(self, path: Path) -> Path:
+        """Write the session gallery as a gallery that the next run can open as its prior one; returns `path`.
+
+        Raises:
+            RetrievalError: the session gallery is off or empty, or its keyframes have no odometry.
+            ArtefactError: `path` exists or cannot be written.
+        """
+        raise RetrievalError("the session gallery is off", remedy="set session_gallery to true")
+
+    def check_settings(self, matcher: MatcherSettings, session: SessionSettings | None = None) -> None:
+        """Raise what `change_settings` would raise, and change nothing."""
+        if self.gallery is not None and self.index is not None:
+            Matcher(self.gallery, self.index, with_threshold(matcher, self.calibration), self.calibration)
+
+    def change_settings(self, matcher: MatcherSettings, session: SessionSettings | None = None) -> None:
+        """Use other settings from the next frame on, with nothing remembered of the frames before.
+
+        Args:
+            session: None: as they are.
 
         Raises:
             SettingsError: settings that contradict each other; the old ones stay.
         """
-        self.matcher = Matcher(self.gallery, self.index, settings)
+        if self.gallery is not None and self.index is not None:
+            self.matcher = Matcher(self.gallery, self.index, with_threshold(matcher, self.calibration), self.calibration)
 
-    def loop_closure(self, result: MatchResult) -> LoopClosure | None:
-        """Give the edge between the matched keyframe and the frame; None where the keyframe has no stamp.
-
-        The frame's pose is the keyframe's: place recognition knows no finer one.
-
-        Raises:
-            RetrievalError: the frame was not accepted.
-        """
-        if result.match is None or result.covariance is None:
-            raise RetrievalError(f"the frame was rejected: {result.reason}", expected="an accepted match")
+    def _prior_closure(self, result: MatchResult | None) -> LoopClosure | None:
+        if self.gallery is None or result is None or result.match is None or result.covariance is None:
+            return None
         stamp_ns = self.gallery.keyframes[result.match.keyframe_index].stamp_ns
         if stamp_ns is None:
             return None
