@@ -10,6 +10,7 @@ import typer
 from asymvpr_core.cli.evaluation_tables import print_metrics, print_pairings
 from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
+from asymvpr_core.cli.run_options import numbers_of
 from asymvpr_core.config import BenchmarkSettings, EvaluationSettings, MatcherSettings, RuntimeSettings, SourceSettings
 from asymvpr_core.settings_files import make_settings
 

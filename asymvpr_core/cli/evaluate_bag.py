@@ -56,5 +56,3 @@ def bag(
         bag, gallery, model, source=source, evaluation=evaluation, matcher=matcher, runtime=runtime, out=out, progress=terminal_progress()
     )
     print_metrics(out)
-
-

@@ -14,6 +14,7 @@ from asymvpr_core.datasets.bag_odometry import read_odometry
 from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.datasets.ground_truth import find_positives
 from asymvpr_core.datasets.source import open_source
+from asymvpr_core.errors import EvaluationError
 from asymvpr_core.evaluation.bag_files import write_matches, write_trajectory
 from asymvpr_core.evaluation.bag_metrics import bag_metrics
 from asymvpr_core.evaluation.bag_report import write_bag_report
@@ -100,11 +101,18 @@ def evaluate_run(
     Raises:
         EvaluationError: images without stamp or pose, stamps out of order, or poses in another frame than the gallery's.
     """
-    check_run(dataset, recogniser.gallery, evaluation)
+    check_run(dataset, prior_of(recogniser)[0], evaluation)
     with new_folder(out) as folder:
         result = match_run(encode(dataset, recogniser, odometry_topic, progress), recogniser, evaluation, Path(out))
         write_result(folder, result)
     return result
+
+
+def prior_of(recogniser: PlaceRecogniser) -> tuple[Gallery, MatcherSettings]:
+    """The gallery that a run is judged by, and the matcher's settings as resolved. Raises EvaluationError without a prior gallery."""
+    if recogniser.gallery is None or recogniser.matcher is None:
+        raise EvaluationError("the recogniser has no prior gallery", remedy="open it with the gallery that the run is judged by")
+    return recogniser.gallery, recogniser.matcher.settings
 
 
 def check_run(dataset: Dataset, gallery: Gallery, evaluation: EvaluationSettings) -> None:
@@ -122,7 +130,7 @@ def encode(dataset: Dataset, recogniser: PlaceRecogniser, odometry_topic: str | 
 
 def match_run(run: EncodedRun, recogniser: PlaceRecogniser, evaluation: EvaluationSettings, out: Path) -> BagResult:
     """Give the frames to the recogniser in their order and judge its answers; `out` is what the result names as its folder."""
-    gallery, matcher, dataset = recogniser.gallery, recogniser.matcher.settings, run.dataset
+    gallery, matcher, dataset = *prior_of(recogniser), run.dataset
     everything = find_positives(dataset.records, gallery.keyframes, evaluation.radius_m, evaluation.max_yaw_deg)
     positives = [
         without_recent(everything[i], stamp_ns, gallery.keyframes, matcher.exclude_time_s) for i, stamp_ns in enumerate(run.stamps_ns)
@@ -134,7 +142,7 @@ def match_run(run: EncodedRun, recogniser: PlaceRecogniser, evaluation: Evaluati
         frames.append(judge(dataset.records[i], answer, positives[i], latency_ms, gallery.keyframes, ring_m))
     sweep = sweep_of([f.best_score for f in frames], [f.best_correct for f in frames], [f.best_ignored for f in frames], frames)
     agreed = _agreed_sweep(run, recogniser, positives, ring_m) or sweep
-    metrics = bag_metrics(run, recogniser, frames, sweep, agreed, evaluation)
+    metrics = bag_metrics(run, gallery, matcher, frames, sweep, agreed, evaluation)
     return BagResult(metrics, frames, sweep, agreed, gallery, picture_pairs(frames, dataset, gallery), run.descriptors, out)
 
 
@@ -155,6 +163,7 @@ def sweep_of(scores: list[float], correct: list[bool], ignored: list[bool], fram
 
 def _answers(run: EncodedRun, recogniser: PlaceRecogniser) -> list[tuple[MatchResult, float]]:
     """What the prior search says of every frame, and how many ms that took."""
+    assert recogniser.matcher is not None  # `prior_of` was asked before
     recogniser.reset()
     answers = []
     for i, descriptor in enumerate(run.descriptors):
@@ -171,7 +180,7 @@ def _agreed_sweep(
 
     The lowest threshold lets every frame take part, so that the sweep sees unthresholded scores.
     """
-    settings = recogniser.matcher.settings
+    gallery, settings = prior_of(recogniser)
     if settings.sequence == "off":
         return None
     recogniser.change_settings(settings.model_copy(update={"score_threshold": -1.0, "target_precision": 0.0}))
@@ -179,7 +188,7 @@ def _agreed_sweep(
         answers = [answer for answer, _ in _answers(run, recogniser)]
     finally:
         recogniser.change_settings(settings)
-    records, keyframes = run.dataset.records, recogniser.gallery.keyframes
+    records, keyframes = run.dataset.records, gallery.keyframes
     frames = [judge(record, answer, p, 0.0, keyframes, ring_m) for record, answer, p in zip(records, answers, positives, strict=True)]
     scores = [-np.inf if answer.match is None else answer.match.score for answer in answers]
     correct = [answer.accepted and frame.judged_correct for answer, frame in zip(answers, frames, strict=True)]

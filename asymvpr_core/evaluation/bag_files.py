@@ -26,7 +26,7 @@ def write_matches(path: Path, frames: Sequence[FrameOutcome], gallery: Gallery) 
             record, judged = frame.record, frame.judged
             assert record.pose is not None  # checked before the run
             keyframe: list[Any] = [""] * 5
-            if judged is not None:
+            if judged is not None and judged.pose is not None:
                 x, y = judged.pose.position[:2]
                 name = gallery.keyframes[judged.keyframe_index].name
                 keyframe = [judged.keyframe_index, name, f"{x:.4f}", f"{y:.4f}", f"{judged.score:.6f}"]
@@ -44,7 +44,8 @@ def _number(value: float) -> str:
 
 def write_trajectory(path: Path, frames: Sequence[FrameOutcome]) -> None:
     """The accepted match poses at the frames' stamps; only a comment where nothing was accepted."""
-    poses = {frame.result.stamp_ns: frame.result.match.pose for frame in frames if frame.result.match is not None}
+    matched = [(frame.result.stamp_ns, frame.result.match.pose) for frame in frames if frame.result.match is not None]
+    poses = {stamp_ns: pose for stamp_ns, pose in matched if pose is not None}
     if not poses:
         path.write_text("# timestamp[s] x y z qx qy qz qw (no match was accepted)\n", encoding="utf-8")
         return

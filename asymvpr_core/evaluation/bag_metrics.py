@@ -6,25 +6,26 @@ from typing import Any
 
 import numpy as np
 
-from asymvpr_core.config import EvaluationSettings
+from asymvpr_core.config import EvaluationSettings, MatcherSettings
 from asymvpr_core.evaluation.encoded_run import EncodedRun, would_drop
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall
 from asymvpr_core.evaluation.outcomes import FrameOutcome, Outcome, detection_delay
 from asymvpr_core.evaluation.protocol import correct_match_rule, encoder_identity, gallery_identity, median, percentiles
 from asymvpr_core.evaluation.retrieval_metrics import recall_at_k
-from asymvpr_core.retrieval.recogniser import PlaceRecogniser
+from asymvpr_core.gallery.store import Gallery
 
 
 def bag_metrics(
     run: EncodedRun,
-    recogniser: PlaceRecogniser,
+    gallery: Gallery,
+    matcher: MatcherSettings,
     frames: list[FrameOutcome],
     sweep: PrecisionRecall,
     agreed: PrecisionRecall,
     evaluation: EvaluationSettings,
 ) -> dict[str, Any]:
     """Contents of a run's `metrics.json`; `sweep` is over single frames, `agreed` over those that agreement lets through."""
-    matcher, gallery, dataset = recogniser.matcher.settings, recogniser.gallery, run.dataset
+    dataset = run.dataset
     accepted = [frame for frame in frames if frame.outcome in (Outcome.TRUE, Outcome.FALSE)]
     n_true = sum(frame.outcome is Outcome.TRUE for frame in accepted)
     opportunities = [frame for frame in frames if frame.is_opportunity]
@@ -93,6 +94,6 @@ def bag_metrics(
             "n_found": len(delay.delays_s),
         },
         "gallery": gallery_identity(gallery),
-        "encoder": encoder_identity(recogniser.model, gallery),
+        "encoder": encoder_identity(run.model, gallery),
         "source": {"path": str(dataset.root), "layout": dataset.layout, "map_frame": dataset.map_frame},
     }

@@ -171,8 +171,8 @@ def _protocol(gallery: Gallery, evaluation: EvaluationSettings, run: Dataset | N
         "probability": "isotonic regression of 'the best candidate is right' on its score",
         "precision_bound": "one-sided Clopper-Pearson bound of the share of right candidates among those of at least the threshold; "
         "neighbouring frames of a run resemble each other, which it does not know",
-        "from the gallery": "a keyframe that was passed again is asked for without its own pass, any other in augmented views without itself; "
-        "every query once more of the keyframes beyond impostor_distance_m, where every answer is wrong",
+        "from the gallery": "a keyframe that was passed again is asked for without its own pass, any other in augmented views without "
+        "itself; every query once more of the keyframes beyond impostor_distance_m, where every answer is wrong",
         "errors": "over the right candidates that the threshold of target_precision accepts in the prior search",
     }
 

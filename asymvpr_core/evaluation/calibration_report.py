@@ -25,7 +25,7 @@ from asymvpr_core.evaluation.report import (
     percent,
     render_report,
 )
-from asymvpr_core.retrieval.calibration import ScoreCalibration
+from asymvpr_core.retrieval.calibration import ScoreCalibration, Search
 
 if TYPE_CHECKING:
     from asymvpr_core.evaluation.calibrate import CalibrationResult
@@ -43,7 +43,7 @@ def write_calibration_report(out_html: Path, result: CalibrationResult) -> None:
     """
     calibration = result.calibration
     target = calibration.settings["calibration"]["target_precision"]
-    parts = {search: calibration.of(search) for search in ("prior", "session")}
+    parts: dict[Search, ScoreCalibration | None] = {"prior": calibration.prior, "session": calibration.session}
     sections = [
         Section("Summary", [_key_figures(parts["prior"], result, target), *[Text((reason,)) for reason in result.missing.values()]]),
         Section(
@@ -67,7 +67,7 @@ def write_calibration_report(out_html: Path, result: CalibrationResult) -> None:
     render_report(out_html, "Calibration of a gallery", sections, subtitle=subtitle)
 
 
-def plot_reliability(tried: Mapping[str, HeldOut]) -> bytes:
+def plot_reliability(tried: Mapping[Search, HeldOut]) -> bytes:
     """SVG of the reliability diagram; markers grow with the number of frames."""
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(4.4)
@@ -96,7 +96,7 @@ def plot_scores(samples: Samples, scores: ScoreCalibration, threshold: float | N
         edges = np.linspace(float(samples.scores.min()), float(samples.scores.max()) + 1e-9, 41)
         for name, chosen, colour in (("right", samples.correct, _RIGHT), ("wrong", ~samples.correct, _WRONG)):
             label = f"{name} ({int(chosen.sum())})"
-            axes.hist(samples.scores[chosen], bins=edges, color=colour, alpha=0.55, label=label)
+            axes.hist(samples.scores[chosen], bins=edges.tolist(), color=colour, alpha=0.55, label=label)
         axes.set_xlabel("score of the best candidate (cosine)")
         axes.set_ylabel("frames")
         other = axes.twinx()

@@ -120,9 +120,10 @@ def samples_of_gallery(
 ) -> Samples:
     """Revisits and impostors made of the keyframes themselves, as many of the one as of the other.
 
-    A keyframe that was passed again, more than `exclude_time_s` apart, is asked for as it was taken, with its own pass near it left out:
-    a revisit that was recorded. Every other one is asked for in its augmented `views`, with itself left out where neighbours
-    remain that are right too. Each query is asked once more of the keyframes beyond `impostor_distance_m` alone: a robot where the map is not.
+    A keyframe that was passed again, more than `exclude_time_s` apart, is asked for as it was taken, with its own pass near it
+    left out: a revisit that was recorded. Every other one is asked for in its augmented `views`, with itself left out where
+    neighbours remain that are right too. Each query is asked once more of the keyframes beyond `impostor_distance_m` alone: a
+    robot where the map is not.
 
     Args:
         plain: the keyframes' pictures described by the query network.

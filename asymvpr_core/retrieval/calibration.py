@@ -208,8 +208,9 @@ def usable_calibration(gallery: Gallery, model_path: Path, model: Manifest, *, n
         return calibration
     if needed:
         raise ArtefactError(
-            reason, expected="a calibration of this gallery and this model", remedy=f"run 'asymvpr calibrate {gallery.path} --model {model_path}'"
-        )
+            reason, expected="a calibration of this gallery and this model",
+            remedy=f"run 'asymvpr calibrate {gallery.path} --model {model_path}'",
+        )  # fmt: skip
     return None
 
 

@@ -34,7 +34,9 @@ class Matcher:
     candidates at all; keyframes without a stamp are never excluded.
     """
 
-    def __init__(self, gallery: Gallery, index: faiss.Index, settings: MatcherSettings | None = None, calibration: Calibration | None = None):
+    def __init__(
+        self, gallery: Gallery, index: faiss.Index, settings: MatcherSettings | None = None, calibration: Calibration | None = None
+    ):
         """Check that gallery, index and settings fit together.
 
         Raises:
