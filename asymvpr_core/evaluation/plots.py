@@ -35,6 +35,7 @@ class PointStyle:
 GOOD = PointStyle("#16866b", "o", 20, 4, link=True)
 BAD = PointStyle("#cf3f2e", "X", 48, 6, link=True)
 MISSED = PointStyle("#e0a100", "v", 17, 3)
+IGNORED = PointStyle("#7a8fa6", "D", 14, 3, link=True)
 NEUTRAL = PointStyle("#9aa5b1", "o", 9, 2)
 
 
