@@ -74,7 +74,7 @@ class PlaceRecogniser:
         index = read_index(gallery_path / INDEX)
         needed = matcher.target_precision > 0 or session.session_target_precision > 0
         calibration = usable_calibration(gallery, model_path, model.manifest, needed=needed)
-        prior = Matcher(gallery, index, with_threshold(matcher, calibration), calibration)
+        prior = _prior_matcher(gallery, index, matcher, calibration)
         return cls(model, gallery, index, prior, session, calibration)
 
     def process(self, image: np.ndarray, frame: QueryFrame) -> Recognition:
@@ -107,7 +107,7 @@ class PlaceRecogniser:
     def check_settings(self, matcher: MatcherSettings, session: SessionSettings | None = None) -> None:
         """Raise what `change_settings` would raise, and change nothing."""
         if self.gallery is not None and self.index is not None:
-            Matcher(self.gallery, self.index, with_threshold(matcher, self.calibration), self.calibration)
+            _prior_matcher(self.gallery, self.index, matcher, self.calibration)
 
     def change_settings(self, matcher: MatcherSettings, session: SessionSettings | None = None) -> None:
         """Use other settings from the next frame on, with nothing remembered of the frames before.
@@ -119,7 +119,7 @@ class PlaceRecogniser:
             SettingsError: settings that contradict each other; the old ones stay.
         """
         if self.gallery is not None and self.index is not None:
-            self.matcher = Matcher(self.gallery, self.index, with_threshold(matcher, self.calibration), self.calibration)
+            self.matcher = _prior_matcher(self.gallery, self.index, matcher, self.calibration)
 
     def _prior_closure(self, result: MatchResult | None) -> LoopClosure | None:
         if self.gallery is None or result is None or result.match is None or result.covariance is None:
@@ -129,3 +129,8 @@ class PlaceRecogniser:
             return None
         pose = result.match.pose
         return LoopClosure(result.match.keyframe_index, stamp_ns, pose, result.stamp_ns, pose, result.covariance)
+
+
+def _prior_matcher(gallery: Gallery, index: faiss.Index, settings: MatcherSettings, calibration: Calibration | None) -> Matcher:
+    """The matcher with the threshold and the errors of the calibration, where there is one."""
+    return Matcher(gallery, index, with_threshold(settings, calibration), errors=None if calibration is None else calibration.errors)
