@@ -33,6 +33,9 @@ def is_yaml_off(field: FieldInfo, value: Any) -> bool:
     return value is False and "off" in get_args(field.annotation)
 
 
+# Longer side of thumbnails where they are asked for without a size: a VGA picture is halved once, small text in it is gone.
+THUMBNAIL_SIDE_PX = 480
+
 WeatherName = Literal["day", "overcast", "rain", "fog", "evening"]
 
 

@@ -16,7 +16,17 @@ from asymvpr_core.config import EngineSettings, GallerySettings
 from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.errors import ArtefactError, GalleryError
 from asymvpr_core.gallery.describe import Description, describe, report_unreadable
-from asymvpr_core.gallery.store import DESCRIPTORS, IMAGES, INDEX, KEYFRAMES, PROJECTION, write_keyframes
+from asymvpr_core.gallery.store import (
+    DESCRIPTORS,
+    IMAGES,
+    INDEX,
+    KEYFRAMES,
+    PROJECTION,
+    THUMBNAILS,
+    encode_thumbnail,
+    thumbnail_name,
+    write_keyframes,
+)
 from asymvpr_core.manifest import GalleryNetworkIdentity, read_manifest, verify_files, write_manifest
 from asymvpr_core.networks.cpu import prepare_cpu
 from asymvpr_core.networks.loading import LoadedNetwork, load_network
@@ -68,6 +78,8 @@ def build_gallery(
         _write(staging, source, settings, network, described, borrowed)
         if source.layout == "bag":
             shutil.copytree(work / IMAGES, staging / IMAGES, copy_function=link_or_copy)
+        if settings.thumbnail_side_px:
+            write_thumbnails(staging, source, described.kept, settings.thumbnail_side_px, progress)
         _write_manifest(staging, source, settings, network, described)
 
     return build_resumably(out, _fingerprint(source, settings, network, borrowed), build)
@@ -109,6 +121,14 @@ def write_descriptors(staging: Path, features: np.ndarray, projection: Projectio
     write_index(build_index(descriptors), staging / INDEX)
 
 
+def write_thumbnails(staging: Path, source: Dataset, kept: list[int], side_px: int, progress: Progress) -> None:
+    """Write a thumbnail of every keyframe into the staging folder of a gallery; keyframe i is image `kept[i]` of the source."""
+    (staging / THUMBNAILS).mkdir()
+    images = progress(source.read_images(kept), "thumbnails", len(kept))
+    for keyframe, (_, image) in enumerate(images):
+        (staging / thumbnail_name(keyframe)).write_bytes(encode_thumbnail(image, side_px))
+
+
 def _write_manifest(staging: Path, source: Dataset, settings: GallerySettings, network: LoadedNetwork, described: Description) -> None:
     projection = staging / PROJECTION
     identity = GalleryNetworkIdentity(
@@ -125,6 +145,7 @@ def _write_manifest(staging: Path, source: Dataset, settings: GallerySettings, n
         versions=gallery_versions(),
         details={
             "map_frame": source.map_frame, "keyframes": len(described.kept), "images_in_gallery": source.layout == "bag",
+            "thumbnails": settings.thumbnail_side_px > 0,
             "skipped_images": dict(sorted(described.unreadable.items())),
             "weights": {"tensors": network.report.used, "ignored": network.report.ignored, "notes": list(network.report.notes)},
         },

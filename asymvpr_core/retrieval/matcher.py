@@ -59,45 +59,51 @@ class Matcher:
         places = KeyframePlaces(gallery.keyframes, settings.agreement_radius_m)
         self._set_up(
             places, index, lambda rows: gallery.descriptors[rows], TimeExclusion(places, settings.exclude_time_s), settings,
-            OdometryGate(settings), likelihood, verifier, errors,
+            OdometryGate(settings), likelihood, verifier, OdometryMonitor(settings),
         )  # fmt: skip
-        self.gallery = gallery
+        self.gallery, self._errors = gallery, errors
 
     @classmethod
     def over(
         cls, places: KeyframePlaces, index: Any, rows: Callable[[np.ndarray], np.ndarray], exclusion: Exclusion, settings: MatcherSettings,
-        gate: OdometryGate, *, likelihood: Likelihood | None = None, verifier: Verifier | None = None, errors: Errors | None = None,
+        gate: OdometryGate, odometry: OdometryMonitor, *, likelihood: Likelihood | None = None, verifier: Verifier | None = None,
     ) -> Matcher:  # fmt: skip
         """Match against keyframes that grow while matching: `places` and `index` are extended together by their owner.
 
         Args:
             rows: indices (R,) -> descriptors (R, D).
+            odometry: shared with the owner, so that both count one way.
 
         Raises:
             SettingsError: a vote that can never be won.
         """
         matcher = cls.__new__(cls)
-        matcher._set_up(places, index, rows, exclusion, settings, gate, likelihood, verifier, errors)
+        matcher._set_up(places, index, rows, exclusion, settings, gate, likelihood, verifier, odometry)
         return matcher
 
     def _set_up(
         self, places: KeyframePlaces, index: Any, rows: Callable[[np.ndarray], np.ndarray], exclusion: Exclusion, settings: MatcherSettings,
-        gate: OdometryGate, likelihood: Likelihood | None, verifier: Verifier | None, errors: Errors | None,
+        gate: OdometryGate, likelihood: Likelihood | None, verifier: Verifier | None, odometry: OdometryMonitor,
     ) -> None:  # fmt: skip
         if settings.geometric_verification != "off" and verifier is None:
             raise RetrievalError("geometric verification is on and there are no pictures to compare with", remedy="give a verifier")
         self.settings, self._places, self._gate, self._verifier = settings, places, gate, verifier
-        self._likelihood, self._errors = likelihood, errors
+        self._likelihood, self._errors = likelihood, None
         self._search = CandidateSearch(places, index, rows, exclusion, settings.top_k, broad=settings.sequence == "bayes")
-        self._odometry = OdometryMonitor(settings)
+        self._odometry = odometry
         self._agreements: dict[str, TemporalAgreement] = {"": make_agreement(places, settings, likelihood)}
+
+    @staticmethod
+    def check_settings(settings: MatcherSettings) -> None:
+        """Raise SettingsError where the settings contradict each other."""
+        make_agreement(KeyframePlaces(), settings)
 
     def reset(self) -> None:
         """Forget the frames seen so far; the next frame starts anew."""
         for agreement in self._agreements.values():
             agreement.reset()
         self._gate.reset()
-        self._odometry.reset()
+        self._odometry.forget()
 
     def match(self, descriptor: np.ndarray, frame: QueryFrame, image: np.ndarray | None = None) -> MatchResult:
         """Say whether the frame shows a place of the gallery, and why or why not.

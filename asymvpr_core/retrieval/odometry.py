@@ -82,15 +82,15 @@ class OdometryMonitor:
     """Adds up the way of a stream of frames, and finds odometry that is no number or jumps."""
 
     def __init__(self, settings: MatcherSettings):
-        self._settings = settings
-        self.reset()
+        self.settings = settings
+        self._travelled_m = 0.0
+        self.forget()
 
-    def reset(self) -> None:
-        """Forget the last pose; the way begins at zero."""
+    def forget(self) -> None:
+        """Forget the last pose, so that the next one is no jump; the way so far stays."""
         self._last: np.ndarray | None = None
         self._last_ns = 0
         self._counted: np.ndarray | None = None
-        self._travelled_m = 0.0
 
     def observe(self, frame: QueryFrame) -> Moment:
         """The frame with its way; odometry that is not finite counts as missing, and a jump begins anew from the new pose."""
@@ -116,7 +116,7 @@ class OdometryMonitor:
         seconds = abs(stamp_ns - self._last_ns) / 1e9
         step_m = math.hypot(*(pose[:2] - self._last[:2]))
         turn_rad = abs(float(wrap_angle(pose[2] - self._last[2])))
-        if step_m > self._settings.max_speed_m_s * seconds + _SLACK_M:
+        if step_m > self.settings.max_speed_m_s * seconds + _SLACK_M:
             return f"odometry jumped {step_m:.1f} m in {seconds:.2f} s"
         if turn_rad > _MAX_TURN_RAD_S * seconds + _SLACK_RAD:
             return f"odometry jumped {math.degrees(turn_rad):.0f} deg in {seconds:.2f} s"
