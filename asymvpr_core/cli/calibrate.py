@@ -33,6 +33,9 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    odometry_topic: Annotated[
+        str | None, typer.Option(help="topic of the run's odometry, which the matcher may use", metavar="TOPIC", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder that becomes the report; must not exist yet", metavar="DIR", show_default=False)
     ] = None,
@@ -43,6 +46,7 @@ def calibrate(
     ignore_ring_m: Annotated[float | None, setting(EvaluationSettings, "ignore_ring_m")] = None,
     impostor_distance_m: Annotated[float | None, setting(CalibrationSettings, "impostor_distance_m", none_is="not given")] = None,
     views: Annotated[int | None, setting(CalibrationSettings, "views")] = None,
+    sequence: Annotated[str | None, setting(MatcherSettings, "sequence")] = None,
     exclude_time_s: Annotated[float | None, setting(MatcherSettings, "exclude_time_s")] = None,
     image_topic: ImageTopic = None,
     threads: Annotated[int | None, setting(RuntimeSettings, "threads")] = None,
@@ -65,10 +69,11 @@ def calibrate(
         impostor_distance_m=impostor_distance_m, seed=seed,
     )  # fmt: skip
     evaluation = make_settings(EvaluationSettings, config, radius_m=radius_m, max_yaw_deg=max_yaw_deg, ignore_ring_m=ignore_ring_m)
-    matcher = make_settings(MatcherSettings, config, exclude_time_s=exclude_time_s)
+    matcher = make_settings(MatcherSettings, config, sequence=sequence, exclude_time_s=exclude_time_s)
     runtime = make_settings(RuntimeSettings, config, threads=threads)
-    if run is None and ground_truth is not None:
-        raise typer.BadParameter("means nothing without --run", param_hint="'--ground-truth'")
+    if run is None and (ground_truth is not None or odometry_topic is not None):
+        flag = "--odometry-topic" if ground_truth is None else "--ground-truth"
+        raise typer.BadParameter("means nothing without --run", param_hint=f"'{flag}'")
     truth = {} if ground_truth is None else ground_truth_source(ground_truth)
     source = make_settings(SourceSettings, config, image_topic=image_topic, **truth).model_copy(update={"keyframes": None})
 
@@ -81,15 +86,18 @@ def calibrate(
     from asymvpr_core.evaluation.calibrate import calibrate as run_stage
 
     result = run_stage(
-        gallery, model, run=dataset, out=out, settings=settings, evaluation=evaluation, matcher=matcher, runtime=runtime,
-        progress=terminal_progress(),
+        gallery, model, run=dataset, odometry_topic=odometry_topic, out=out, settings=settings, evaluation=evaluation, matcher=matcher,
+        runtime=runtime, progress=terminal_progress(),
     )  # fmt: skip
     for line in result.calibration.summary():
         typer.echo(line)
     for reason in result.missing.values():
         typer.echo(f"note: {reason}")
-    for search, found in result.held_out.items():
-        parts = ", ".join("–" if split.precision is None else f"{100 * split.precision:.2f} %" for split in found.splits)
-        typer.echo(f"{search:12} precision on held-out thirds: {parts}")
+    tried = {f"{search}, single frames": found.splits for search, found in result.held_out.items()}
+    if result.held_out_agreed:
+        tried["prior, with agreement"] = result.held_out_agreed
+    for name, splits in tried.items():
+        parts = ", ".join("–" if split.precision is None else f"{100 * split.precision:.2f} % of {split.accepted}" for split in splits)
+        typer.echo(f"{name}: precision on held-out thirds {parts}")
     if out is not None:
         typer.echo(f"report       {out / REPORT}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,18 @@ from asymvpr_core.errors import EvaluationError
 from asymvpr_core.evaluation.bag_files import write_matches, write_trajectory
 from asymvpr_core.evaluation.bag_metrics import bag_metrics
 from asymvpr_core.evaluation.bag_report import write_bag_report
+from asymvpr_core.evaluation.decisions import decide, judge_by
 from asymvpr_core.evaluation.encoded_run import EncodedRun, encode_run
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall, precision_recall
-from asymvpr_core.evaluation.outcomes import FrameOutcome, judge, without_recent
+from asymvpr_core.evaluation.outcomes import FrameOutcome, in_ring, judge, without_recent
 from asymvpr_core.evaluation.picture_pairs import PicturePairs, picture_pairs
 from asymvpr_core.evaluation.protocol import check_map_frames, check_poses, write_metrics
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import new_folder
 from asymvpr_core.progress import Progress, silent
+from asymvpr_core.retrieval.matcher import Verifier
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
-from asymvpr_core.types import MatchResult, QueryFrame
+from asymvpr_core.types import Match, QueryFrame, Recognition
 
 METRICS, MATCHES, TRAJECTORY, REPORT = "metrics.json", "matches.csv", "matches.tum", "report.html"
 
@@ -36,8 +39,8 @@ METRICS, MATCHES, TRAJECTORY, REPORT = "metrics.json", "matches.csv", "matches.t
 class BagResult:
     """What a run gave: `metrics` as in `metrics.json`, every frame in order, the sweeps, and pairs to look at.
 
-    `sweep` is over the best candidate of every frame alone; `agreed` over the frames that pass agreement over time and
-    verification. `descriptors` (F, D) are the frames'.
+    `sweep` is over the best candidate of every frame alone; `agreed` is what the matcher accepts at one threshold after
+    another, with agreement over time and verification. `descriptors` (F, D) are the frames'.
     """
 
     metrics: dict[str, Any]
@@ -138,10 +141,18 @@ def match_run(run: EncodedRun, recogniser: PlaceRecogniser, evaluation: Evaluati
     ring_m = (evaluation.radius_m, evaluation.radius_m + evaluation.ignore_ring_m)
     frames = []
     for i, (answer, match_ms) in enumerate(_answers(run, recogniser)):
+        assert answer.prior is not None  # there is a prior gallery
         latency_ms = float(run.encode_ms[i]) + match_ms
-        frames.append(judge(dataset.records[i], answer, positives[i], latency_ms, gallery.keyframes, ring_m))
+        frames.append(judge(dataset.records[i], answer.prior, positives[i], latency_ms, gallery.keyframes, ring_m))
     sweep = sweep_of([f.best_score for f in frames], [f.best_correct for f in frames], [f.best_ignored for f in frames], frames)
-    agreed = _agreed_sweep(run, recogniser, positives, ring_m) or sweep
+    agreed = sweep
+    if matcher.sequence != "off" or matcher.geometric_verification != "off":
+
+        def is_ignored(frame: int, match: Match) -> bool:
+            return in_ring(dataset.records[frame], gallery.keyframes[match.keyframe_index], ring_m)
+
+        judged_by = judge_by(positives, is_ignored)
+        agreed = decide(run, gallery, recogniser.index, matcher, judged_by, verifier_of(gallery, matcher)).curve(sweep.n_opportunities)
     metrics = bag_metrics(run, gallery, matcher, frames, sweep, agreed, evaluation)
     return BagResult(metrics, frames, sweep, agreed, gallery, picture_pairs(frames, dataset, gallery), run.descriptors, out)
 
@@ -161,35 +172,24 @@ def sweep_of(scores: list[float], correct: list[bool], ignored: list[bool], fram
     return precision_recall(np.array(scores)[counted], np.array(correct)[counted], opportunities)
 
 
-def _answers(run: EncodedRun, recogniser: PlaceRecogniser) -> list[tuple[MatchResult, float]]:
-    """What the prior search says of every frame, and how many ms that took."""
-    assert recogniser.matcher is not None  # `prior_of` was asked before
-    recogniser.reset()
-    answers = []
-    for i, descriptor in enumerate(run.descriptors):
-        begin = time.perf_counter()
-        answer = recogniser.matcher.match(descriptor, QueryFrame(run.stamps_ns[i], run.odometry[i]))
-        answers.append((answer, (time.perf_counter() - begin) * 1e3))
-    return answers
-
-
-def _agreed_sweep(
-    run: EncodedRun, recogniser: PlaceRecogniser, positives: list[np.ndarray], ring_m: tuple[float, float]
-) -> PrecisionRecall | None:
-    """The sweep over what agreement lets through; None where nothing but the threshold decides.
-
-    The lowest threshold lets every frame take part, so that the sweep sees unthresholded scores.
-    """
-    gallery, settings = prior_of(recogniser)
-    if settings.sequence == "off":
+def verifier_of(gallery: Gallery, matcher: MatcherSettings) -> Verifier | None:
+    """What compares pictures, where the settings ask for it. Raises RetrievalError where the gallery holds no thumbnails."""
+    if matcher.geometric_verification == "off":
         return None
-    recogniser.change_settings(settings.model_copy(update={"score_threshold": -1.0, "target_precision": 0.0}))
-    try:
-        answers = [answer for answer, _ in _answers(run, recogniser)]
-    finally:
-        recogniser.change_settings(settings)
-    records, keyframes = run.dataset.records, gallery.keyframes
-    frames = [judge(record, answer, p, 0.0, keyframes, ring_m) for record, answer, p in zip(records, answers, positives, strict=True)]
-    scores = [-np.inf if answer.match is None else answer.match.score for answer in answers]
-    correct = [answer.accepted and frame.judged_correct for answer, frame in zip(answers, frames, strict=True)]
-    return sweep_of(scores, correct, [answer.accepted and f.judged_ignored for answer, f in zip(answers, frames, strict=True)], frames)
+    from asymvpr_core.retrieval.verification import gallery_verifier
+
+    return gallery_verifier(gallery)
+
+
+def _answers(run: EncodedRun, recogniser: PlaceRecogniser) -> Iterator[tuple[Recognition, float]]:
+    """What the recogniser says of every frame, and how many ms that took beside the network."""
+    recogniser.reset()
+    if recogniser.session is not None:
+        recogniser.reset_session()
+    images: Iterable[tuple[int, np.ndarray | None]] = ((i, None) for i in range(len(run)))
+    if recogniser.matcher_settings.geometric_verification != "off":
+        images = run.dataset.read_images(list(range(len(run))))
+    for i, image in images:
+        begin = time.perf_counter()
+        answer = recogniser.match(run.descriptors[i], QueryFrame(run.stamps_ns[i], run.odometry[i]), image)
+        yield answer, (time.perf_counter() - begin) * 1e3

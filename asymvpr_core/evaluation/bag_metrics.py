@@ -52,7 +52,8 @@ def bag_metrics(
             "average_precision": "over the best candidate of every frame, unthresholded scores, recall over the opportunities",
             "precision_of_accepted": "true matches / accepted matches, with the matcher's threshold and agreement",
             "recall_of_accepted": "true matches / opportunities, with the matcher's threshold and agreement",
-            "with_agreement": "agreement and verification first, with every frame taking part; then any threshold on what they let through",
+            "with_agreement": "what the matcher accepts at one threshold after another (quantiles of the best scores), "
+            "agreement and verification included; the best candidate alone where both are off",
             "errors": "horizontal distance and heading difference between frame and matched keyframe, over all accepted matches",
             "latency_ms": "one frame through pre-processing, query network, search and matcher; decoding not included",
             "n_would_drop": "frames that a one-slot worker of this latency would not have seen, had they come in live",

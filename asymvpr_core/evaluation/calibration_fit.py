@@ -8,8 +8,10 @@ from typing import Literal
 import numpy as np
 from scipy.stats import beta
 
+from asymvpr_core.config import MatcherSettings
 from asymvpr_core.errors import EvaluationError
-from asymvpr_core.retrieval.calibration import Errors, ScoreCalibration
+from asymvpr_core.evaluation.decisions import Decisions
+from asymvpr_core.retrieval.calibration import AgreedPoints, Errors, OperatingPoints, ScoreCalibration, agreement_settings
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Samples:
         return Samples(self.scores[rows], self.correct[rows], self.offsets_m[rows], self.yaw_errors_deg[rows], self.basis)
 
 
-def fit_scores(samples: Samples, confidence: float) -> ScoreCalibration:
-    """The calibration of one kind of search.
+def fit_scores(samples: Samples, confidence: float, agreed: AgreedPoints | None = None) -> ScoreCalibration:
+    """The calibration of one kind of search; `agreed` is taken over as it is.
 
     Raises:
         EvaluationError: no samples, or scores that are not finite.
@@ -44,10 +46,9 @@ def fit_scores(samples: Samples, confidence: float) -> ScoreCalibration:
         raise EvaluationError("there is no frame with a candidate to calibrate with", expected="frames with candidates and ground truth")
     scores, correct = np.asarray(samples.scores, dtype=np.float64), np.asarray(samples.correct, dtype=bool)
     knots, probabilities = isotonic_probabilities(scores, correct)
-    thresholds, bounds = shown_precisions(scores, correct, confidence)
     return ScoreCalibration(
-        scores=tuple(knots.tolist()), probabilities=tuple(probabilities.tolist()), thresholds=tuple(thresholds.tolist()),
-        precision_bounds=tuple(bounds.tolist()), frames=len(scores), correct=int(correct.sum()), basis=samples.basis,
+        scores=tuple(knots.tolist()), probabilities=tuple(probabilities.tolist()), single=single_points(scores, correct, confidence),
+        agreed=agreed, frames=len(scores), correct=int(correct.sum()), basis=samples.basis,
     )  # fmt: skip
 
 
@@ -81,19 +82,36 @@ def isotonic_probabilities(scores: np.ndarray, correct: np.ndarray) -> tuple[np.
     return np.array(knots), np.array(probabilities)
 
 
-def shown_precisions(scores: np.ndarray, correct: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Thresholds (T,) ascending, and the precision (T,) that is shown for each; every threshold is the smallest for its bound.
-
-    The bound is Clopper and Pearson's (1934), one-sided: with c of n accepted frames right, the beta quantile
-    B(1 - confidence; c, n - c + 1). 299 of 299 show 0.99 at a confidence of 0.95, 298 do not.
-    """
+def single_points(scores: np.ndarray, correct: np.ndarray, confidence: float) -> OperatingPoints:
+    """Thresholds on single frames, and the precision that is shown for each."""
     values, inverse = np.unique(scores, return_inverse=True)
     accepted = np.cumsum(np.bincount(inverse, minlength=len(values))[::-1])[::-1]
     right = np.cumsum(np.bincount(inverse, weights=correct, minlength=len(values))[::-1])[::-1]
-    bounds = np.where(right > 0, beta.ppf(1.0 - confidence, np.maximum(right, 1), accepted - right + 1), 0.0)
-    best = np.maximum.accumulate(bounds)
-    record = np.concatenate([[bounds[0] > 0.0], best[1:] > best[:-1]])
-    return values[record], bounds[record]
+    thresholds, bounds = _records(values, precision_bounds(accepted, right, confidence))
+    return OperatingPoints(thresholds=thresholds, precision_bounds=bounds)
+
+
+def agreed_points(decisions: Decisions, settings: MatcherSettings, confidence: float, rows: np.ndarray | None = None) -> AgreedPoints:
+    """The same for what the matcher accepted at each threshold, on the frames `rows` where given."""
+    accepted, right = decisions.counts(rows)
+    thresholds, bounds = _records(decisions.thresholds, precision_bounds(accepted, right, confidence))
+    return AgreedPoints(thresholds=thresholds, precision_bounds=bounds, settings=agreement_settings(settings))
+
+
+def precision_bounds(accepted: np.ndarray, right: np.ndarray, confidence: float) -> np.ndarray:
+    """(T,) lower bounds of precision by Clopper and Pearson (1934), one-sided: with c of n accepted frames right, the beta quantile
+    B(1 - confidence; c, n - c + 1).
+
+    299 of 299 show 0.99 at a confidence of 0.95, 298 of 298 do not.
+    """
+    return np.where(right > 0, beta.ppf(1.0 - confidence, np.maximum(right, 1), accepted - right + 1), 0.0)
+
+
+def _records(thresholds: np.ndarray, bounds: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of ascending thresholds those that show more than all below them."""
+    below = np.concatenate([[0.0], np.maximum.accumulate(bounds)[:-1]])
+    chosen = bounds > below
+    return tuple(thresholds[chosen].tolist()), tuple(bounds[chosen].tolist())
 
 
 def fit_errors(samples: Samples, threshold: float) -> Errors | None:

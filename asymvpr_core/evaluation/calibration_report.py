@@ -25,7 +25,7 @@ from asymvpr_core.evaluation.report import (
     percent,
     render_report,
 )
-from asymvpr_core.retrieval.calibration import ScoreCalibration, Search
+from asymvpr_core.retrieval.calibration import OperatingPoints, ScoreCalibration, Search
 
 if TYPE_CHECKING:
     from asymvpr_core.evaluation.calibrate import CalibrationResult
@@ -114,30 +114,42 @@ def plot_scores(samples: Samples, scores: ScoreCalibration, threshold: float | N
 
 def _key_figures(prior: ScoreCalibration | None, result: CalibrationResult, target: float) -> KeyFigures:
     assert prior is not None  # without it nothing is written
-    threshold, samples, errors = prior.threshold_for(target), result.samples["prior"], result.calibration.errors
-    accepted = samples.scores >= threshold
-    precision = float(samples.correct[accepted].mean()) if accepted.any() else None
-    right = samples.correct.sum()
-    figures = [
-        KeyFigure("threshold", number(threshold, 3), "", f"for a precision of {target:g}, prior search"),
-        KeyFigure("frames", str(prior.frames), "", f"{prior.correct} with a right best candidate, from {_BASIS[prior.basis]}"),
-        KeyFigure("recall at the threshold", percent(float((accepted & samples.correct).sum() / right) if right else None), "%"),
-        KeyFigure("precision at the threshold", percent(precision, 2), "%", "on the frames it was chosen on"),
-    ]
+    figures = []
+    for way, points in _ways(prior).items():
+        threshold = points.threshold_for(target)
+        note = f"for a precision of {target:g}" if threshold is not None else f"{points.best_bound:.3f} is the most that was shown"
+        figures.append(KeyFigure(f"threshold, {way}", number(threshold, 3), "", note))
+    figures.append(
+        KeyFigure("frames", str(prior.frames), "", f"{prior.correct} with a right best candidate, from {_BASIS[prior.basis]}")
+    )  # fmt: skip
+    errors = result.calibration.errors
     if errors is not None:
         yaw = "" if errors.yaw_std_deg is None else f"yaw {errors.yaw_std_deg:.1f} deg"
         figures.append(KeyFigure("standard deviation of a match", number(errors.position_std_m), "m", yaw))
     return KeyFigures(tuple(figures))
 
 
+def _ways(scores: ScoreCalibration) -> dict[str, OperatingPoints]:
+    """The thresholds by what they are for."""
+    ways: dict[str, OperatingPoints] = {"single frames": scores.single}
+    if scores.agreed is not None:
+        ways[f"sequence {scores.agreed.settings['sequence']}"] = scores.agreed
+    return ways
+
+
 def _held_out_table(result: CalibrationResult) -> Table:
-    rows = []
-    for search, found in result.held_out.items():
-        for part, split in enumerate(found.splits, start=1):
-            rows.append((
-                search, f"{part} of {len(found.splits)}", number(split.threshold, 3), str(split.frames), str(split.accepted),
-                percent(split.precision, 2), percent(split.recall),
-            ))  # fmt: skip
+    splits = {f"{search}, single frames": found.splits for search, found in result.held_out.items()}
+    prior = result.calibration.prior
+    if prior is not None and prior.agreed is not None:
+        splits = {f"prior, {list(_ways(prior))[-1]}": result.held_out_agreed, **splits}
+    rows = [
+        (
+            name, f"{part} of {len(parts)}", number(split.threshold, 3), str(split.frames), str(split.accepted),
+            percent(split.precision, 2), percent(split.recall),
+        )
+        for name, parts in splits.items()
+        for part, split in enumerate(parts, start=1)
+    ]  # fmt: skip
     columns = (
         Column("search", numeric=False), Column("part", numeric=False), Column("threshold"), Column("frames"), Column("accepted"),
         Column("precision", "%"), Column("recall", "%"),
@@ -151,20 +163,16 @@ def _held_out_table(result: CalibrationResult) -> Table:
 
 
 def _search_section(search: str, scores: ScoreCalibration, samples: Samples, target: float) -> Section:
-    threshold = scores.threshold_for(target)
-    rows = []
-    for wanted in sorted({*_TARGETS, target}):
-        at = scores.threshold_for(wanted)
-        accepted = np.zeros(len(samples), bool) if at is None else samples.scores >= at
-        right = int((accepted & samples.correct).sum())
-        recall = right / scores.correct if scores.correct and at is not None else None
-        precision = right / int(accepted.sum()) if accepted.any() else None
-        rows.append(
-            (f"{wanted:g}", number(at, 3), str(int(accepted.sum())) if at is not None else "–", percent(precision, 2), percent(recall))
-        )
-    columns = (Column("wanted precision"), Column("threshold"), Column("accepted"), Column("precision", "%"), Column("recall", "%"))
+    ways = _ways(scores)
+    rows = [
+        (f"{wanted:g}", *[number(points.threshold_for(wanted), 3) for points in ways.values()]) for wanted in sorted({*_TARGETS, target})
+    ]
+    columns = (Column("wanted precision"), *[Column(f"threshold, {way}") for way in ways])
     blocks: list[Block] = [
-        Figure(plot_scores(samples, scores, threshold), f"Scores of right and wrong best candidates, {search} search."),
+        Figure(
+            plot_scores(samples, scores, scores.single.threshold_for(target)),
+            f"Scores of right and wrong best candidates, {search} search, frame by frame.",
+        ),
         Table(tuple(rows), columns, "A dash: these frames cannot show so much."),
     ]
     intro = f"Counted on {scores.frames} frames from {_BASIS[scores.basis]}; {scores.correct} have a right best candidate."

@@ -6,15 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asymvpr_core.config import CalibrationSettings
-from asymvpr_core.evaluation.calibration_fit import Samples, fit_scores
+from asymvpr_core.config import CalibrationSettings, MatcherSettings
+from asymvpr_core.evaluation.calibration_fit import Samples, agreed_points, fit_scores
+from asymvpr_core.evaluation.decisions import Decisions
 
 N_PARTS = 3
 
 
 @dataclass(frozen=True)
 class Split:
-    """One part, and what the threshold from the other parts let through there; `threshold` None: they could not show the precision."""
+    """One part, and what the threshold from the other parts let through there; `threshold` None: they could not show the precision.
+
+    `right`: frames with a right best candidate; with agreement over time, frames that have a right keyframe.
+    """
 
     threshold: float | None
     frames: int
@@ -28,7 +32,7 @@ class Split:
 
     @property
     def recall(self) -> float | None:
-        """Accepted right candidates over all right ones."""
+        """Accepted right matches over `right`."""
         return self.accepted_right / self.right if self.right else None
 
 
@@ -65,21 +69,39 @@ class ReliabilityBin:
 
 
 def held_out(samples: Samples, settings: CalibrationSettings) -> HeldOut:
-    """Judge each third of the samples, in their order, by the calibration of the other two.
+    """Judge each third of the samples, in their order, by the calibration of the other two, frame by frame.
 
     Thirds are contiguous: of neighbouring frames on both sides, one would be judged by its twin.
     """
-    parts = np.array_split(np.arange(len(samples)), N_PARTS)
     probabilities, splits = np.zeros(len(samples)), []
-    for rows in parts:
-        others = np.setdiff1d(np.arange(len(samples)), rows)
-        if len(rows) == 0 or len(others) == 0:
-            continue
+    for rows, others in _thirds(len(samples)):
         fitted, here = fit_scores(samples.part(others), settings.confidence), samples.part(rows)
         probabilities[rows] = fitted.probability(here.scores)
-        threshold = fitted.threshold_for(settings.target_precision)
+        threshold = fitted.single.threshold_for(settings.target_precision)
         accepted = np.zeros(len(rows), dtype=bool) if threshold is None else here.scores >= threshold
-        splits.append(
-            Split(threshold, len(rows), int(here.correct.sum()), int(accepted.sum()), int((accepted & here.correct).sum()))
-        )  # fmt: skip
+        splits.append(Split(threshold, len(rows), int(here.correct.sum()), int(accepted.sum()), int((accepted & here.correct).sum())))
     return HeldOut(tuple(splits), probabilities, samples.correct)
+
+
+def held_out_agreed(
+    decisions: Decisions, opportunities: np.ndarray, matcher: MatcherSettings, settings: CalibrationSettings
+) -> tuple[Split, ...]:
+    """The same for what the matcher accepts with agreement over time.
+
+    Args:
+        opportunities: (F,) bool: frames that have a right keyframe.
+    """
+    splits = []
+    for rows, others in _thirds(decisions.accepted.shape[1]):
+        threshold = agreed_points(decisions, matcher, settings.confidence, others).threshold_for(settings.target_precision)
+        chosen = None if threshold is None else int(np.searchsorted(decisions.thresholds, threshold))
+        accepted = 0 if chosen is None else int(decisions.accepted[chosen, rows].sum())
+        right = 0 if chosen is None else int(decisions.right[chosen, rows].sum())
+        splits.append(Split(threshold, len(rows), int(opportunities[rows].sum()), accepted, right))
+    return tuple(splits)
+
+
+def _thirds(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(rows of a third, rows of the others), of frames in their order; thirds without either are left out."""
+    parts = [(rows, np.setdiff1d(np.arange(count), rows)) for rows in np.array_split(np.arange(count), N_PARTS)]
+    return [(rows, others) for rows, others in parts if len(rows) and len(others)]

@@ -85,9 +85,7 @@ def judge(
     """
 
     def ignored(match: Match | None) -> bool:
-        if match is None or match.keyframe_index in positives:
-            return False
-        return ring_m[0] < horizontal_distance_m(record, keyframes[match.keyframe_index]) <= ring_m[1]
+        return match is not None and match.keyframe_index not in positives and in_ring(record, keyframes[match.keyframe_index], ring_m)
 
     position_error_m = heading_error_deg = float("nan")
     best = result.candidates[0] if result.candidates else None
@@ -96,6 +94,11 @@ def judge(
         keyframe = keyframes[judged.keyframe_index]
         position_error_m, heading_error_deg = horizontal_distance_m(record, keyframe), heading_difference_deg(record, keyframe)
     return FrameOutcome(record, result, positives, latency_ms, position_error_m, heading_error_deg, ignored(judged), ignored(best))
+
+
+def in_ring(record: ImageRecord, keyframe: Keyframe, ring_m: tuple[float, float]) -> bool:
+    """Whether the keyframe is farther than the first and at most as far as the second of `ring_m` [m]."""
+    return ring_m[0] < horizontal_distance_m(record, keyframe) <= ring_m[1]
 
 
 def without_recent(positives: np.ndarray, stamp_ns: int, keyframes: Sequence[Keyframe], exclude_time_s: float) -> np.ndarray:

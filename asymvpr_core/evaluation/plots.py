@@ -107,7 +107,8 @@ def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operati
             colour = CURVES[number % len(CURVES)]
             if len(sweep.recall) and sweep.n_opportunities:
                 recall, precision = np.concatenate([[0.0], sweep.recall]), np.concatenate([sweep.precision[:1], sweep.precision])
-                label, width = f"{name}, AP {sweep.average_precision:.3f}", 2.0 if number == 0 else 1.5
+                area = "" if sweep.average_precision is None else f", AP {sweep.average_precision:.3f}"
+                label, width = f"{name}{area}", 2.0 if number == 0 else 1.5
                 axes.plot(recall, precision, drawstyle="steps-pre", color=colour, lw=width, label=label, zorder=3)
             full = sweep.recall_at_full_precision
             if full:

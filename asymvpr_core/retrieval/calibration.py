@@ -30,39 +30,20 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ScoreCalibration(_Part):
-    """What the best score of a frame means in one kind of search.
+class OperatingPoints(_Part):
+    """Thresholds and what was shown for them: accepting all scores of at least `thresholds[i]` had a precision of at
+    least `precision_bounds[i]`, at the confidence of the calibration.
 
-    `scores` (K,) ascending and `probabilities` (K,) non-decreasing are the knots of the probability that the best
-    candidate is right. Accepting all scores of at least `thresholds[i]` had a precision of at least
-    `precision_bounds[i]`, at the confidence that the calibration states; both ascend, and each threshold is the smallest
-    for its bound. `frames`, `correct`: what this was counted on.
+    Both ascend, and each threshold is the smallest for its bound.
     """
 
-    scores: tuple[float, ...] = Field(min_length=1)
-    probabilities: tuple[float, ...] = Field(min_length=1)
     thresholds: tuple[float, ...]
     precision_bounds: tuple[float, ...]
-    frames: int = Field(ge=1)
-    correct: int = Field(ge=0)
-    basis: Literal["run", "gallery"]
 
     @model_validator(mode="after")
-    def _check(self) -> ScoreCalibration:
-        if len(self.scores) != len(self.probabilities) or len(self.thresholds) != len(self.precision_bounds):
-            raise ValueError("columns of different lengths")
-        shares = np.array([*self.probabilities, *self.precision_bounds])
-        if shares.min() < 0 or shares.max() > 1:
-            raise ValueError("a probability outside of 0 to 1")
-        for column, strict in ((self.scores, True), (self.probabilities, False), (self.thresholds, True), (self.precision_bounds, True)):
-            steps = np.diff(column)
-            if (steps < 0).any() or (strict and (steps == 0).any()):
-                raise ValueError("a column that does not ascend")
+    def _check(self) -> OperatingPoints:
+        _check_columns(self.thresholds, self.precision_bounds, strict=True)
         return self
-
-    def probability(self, score: float | np.ndarray) -> Any:
-        """Probability that a best candidate of this score is right: as `score`, linear between the knots, constant beyond them."""
-        return np.interp(score, *self._knots)
 
     def threshold_for(self, target_precision: float) -> float | None:
         """The smallest threshold whose precision was shown to be at least `target_precision`; None where none was."""
@@ -74,9 +55,70 @@ class ScoreCalibration(_Part):
         """The largest precision that could be shown; 0 where nothing could."""
         return self.precision_bounds[-1] if self.precision_bounds else 0.0
 
+
+class AgreedPoints(OperatingPoints):
+    """The same for what agreement over time lets through, under `settings` of the matcher and no others."""
+
+    settings: dict[str, Any]
+
+
+class ScoreCalibration(_Part):
+    """What the best score of a frame means in one kind of search.
+
+    `scores` (K,) ascending and `probabilities` (K,) non-decreasing are the knots of the probability that the best
+    candidate is right. `single` are the thresholds of single frames, `agreed` those with agreement over time, where they
+    were counted. `frames`, `correct`: what this was counted on, and how many had a right best candidate.
+    """
+
+    scores: tuple[float, ...] = Field(min_length=1)
+    probabilities: tuple[float, ...] = Field(min_length=1)
+    single: OperatingPoints
+    agreed: AgreedPoints | None = None
+    frames: int = Field(ge=1)
+    correct: int = Field(ge=0)
+    basis: Literal["run", "gallery"]
+
+    @model_validator(mode="after")
+    def _check(self) -> ScoreCalibration:
+        _check_columns(self.scores, self.probabilities, strict=False)
+        return self
+
+    def probability(self, score: float | np.ndarray) -> Any:
+        """Probability that a best candidate of this score is right: as `score`, linear between the knots, constant beyond them."""
+        return np.interp(score, *self._knots)
+
+    def points_for(self, settings: MatcherSettings | None) -> OperatingPoints:
+        """The thresholds that hold for a matcher: those with agreement where it agrees by the same settings, else those of single frames.
+
+        Agreement over time rejects what single frames would accept, wrong candidates rather than right ones: the thresholds of single
+        frames err on the safe side for it.
+        """
+        if settings is not None and self.agreed is not None and self.agreed.settings == agreement_settings(settings):
+            return self.agreed
+        return self.single
+
     @cached_property
     def _knots(self) -> tuple[np.ndarray, np.ndarray]:
         return np.array(self.scores), np.array(self.probabilities)
+
+
+def _check_columns(ascending: tuple[float, ...], shares: tuple[float, ...], *, strict: bool) -> None:
+    if len(ascending) != len(shares):
+        raise ValueError("columns of different lengths")
+    if shares and not (min(shares) >= 0 and max(shares) <= 1):
+        raise ValueError("a probability outside of 0 to 1")
+    steps = np.diff(shares)
+    if (np.diff(ascending) <= 0).any() or (steps < 0).any() or (strict and (steps == 0).any()):
+        raise ValueError("a column that does not ascend")
+
+
+# What does not change which frames agree.
+_NOT_AGREEMENT = ("score_threshold", "target_precision", "top_k")
+
+
+def agreement_settings(settings: MatcherSettings) -> dict[str, Any]:
+    """All that decides about a match beside the threshold, as JSON values."""
+    return {name: value for name, value in settings.model_dump(mode="json").items() if name not in _NOT_AGREEMENT}
 
 
 class Errors(_Part):
@@ -115,9 +157,13 @@ class Calibration(_Part):
             if scores is None:
                 lines.append(f"{search:12} no calibration")
                 continue
-            threshold = scores.threshold_for(target)
-            shown = f"{scores.best_bound:.3f} at most" if threshold is None else f"threshold {threshold:.3f}"
-            lines.append(f"{search:12} target_precision {target:g}: {shown}; {scores.frames} frames of the {scores.basis}")
+            ways: dict[str, OperatingPoints] = {"single frames": scores.single}
+            if scores.agreed is not None:
+                ways[str(scores.agreed.settings.get("sequence"))] = scores.agreed
+            for way, points in ways.items():
+                threshold = points.threshold_for(target)
+                shown = f"{points.best_bound:.3f} at most" if threshold is None else f"threshold {threshold:.3f}"
+                lines.append(f"{search:12} target_precision {target:g}, {way}: {shown}; {scores.frames} frames of the {scores.basis}")
         if self.errors is not None:
             yaw = "" if self.errors.yaw_std_deg is None else f", yaw {self.errors.yaw_std_deg:.1f} deg"
             lines.append(f"match error  {self.errors.position_std_m:.2f} m{yaw} (standard deviation of {self.errors.matches} matches)")
@@ -235,13 +281,15 @@ def threshold_of(settings: MatcherSettings | SessionSettings, calibration: Calib
             f"{prefix}target_precision is {target:g} and {missing}", expected=f"a {CALIBRATION} of this model in the gallery's folder",
             remedy=f"run 'asymvpr calibrate' on the gallery, or leave {prefix}target_precision at 0 and set {prefix}score_threshold",
         )  # fmt: skip
-    threshold = scores.threshold_for(target)
+    points = scores.points_for(settings if isinstance(settings, MatcherSettings) else None)
+    threshold = points.threshold_for(target)
     if threshold is None:
+        how = "with these settings of agreement" if points is scores.agreed else "for single frames"
         raise SettingsError(
             f"{prefix}target_precision is {target:g}; the calibration, counted on {scores.frames} frames, "
-            f"shows {scores.best_bound:.4f} at most",
-            expected=f"at most {scores.best_bound:.4f}",
-            remedy="ask for less, or calibrate with a longer labelled run",
+            f"shows {points.best_bound:.4f} at most {how}",
+            expected=f"at most {points.best_bound:.4f}",
+            remedy="ask for less, or calibrate with a longer labelled run and these settings of the matcher",
         )
     return threshold
 
