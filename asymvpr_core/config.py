@@ -271,6 +271,9 @@ class MatcherSettings(Settings):
 
     top_k: int = Field(5, ge=1, le=100, description="number of candidates per frame")
     score_threshold: float = Field(0.5, ge=-1.0, le=1.0, description="smallest cosine that may be accepted")
+    target_precision: float = Field(
+        0.0, ge=0.0, lt=1.0, description="wanted precision; takes the place of score_threshold where the gallery is calibrated; 0: not used"
+    )
     exclude_time_s: float = Field(30.0, ge=0.0, description="keyframes closer in time than this [s] are no loop closure")
     sequence: Literal["off", "vote", "bayes"] = Field(
         "vote", description="temporal agreement: off, a vote over the last frames, or a discrete Bayes filter over the keyframes"
@@ -308,6 +311,9 @@ class SessionSettings(Settings):
 
     session_gallery: bool = Field(False, description="look for loop closures within this run")
     session_score_threshold: float = Field(0.6, ge=-1.0, le=1.0, description="smallest cosine that may be accepted within the session")
+    session_target_precision: float = Field(
+        0.0, ge=0.0, lt=1.0, description="wanted precision; takes the place of session_score_threshold where it is calibrated; 0: not used"
+    )
     min_keyframe_distance_m: float = Field(
         1.0, gt=0.0, description="distance to the last keyframe [m] that makes a new one; [s] without odometry"
     )
@@ -385,11 +391,25 @@ class BenchmarkSettings(Settings):
     source: SourceSettings = SourceSettings()  # of the two bags, where its sides are bags
 
 
+class CalibrationSettings(Settings):
+    """How scores become probabilities, and how sure a precision has to be."""
+
+    target_precision: float = Field(0.99, gt=0.0, lt=1.0, description="precision that the data has to show, or nothing is written")
+    confidence: float = Field(0.95, gt=0.0, lt=1.0, description="confidence of the lower bound of a precision, one-sided")
+    views: int = Field(2, ge=1, le=16, description="augmented pictures of a keyframe that stand for revisits where none was recorded")
+    impostor_distance_m: float | None = Field(
+        None, gt=0.0, description="keyframes beyond this [m] stand for places that are not mapped; None: twice the radius"
+    )
+    augmentation: AugmentationSettings = AugmentationSettings()
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the augmented pictures")
+
+
 class EvaluationSettings(Settings):
     """The protocol of an evaluation; printed with every result."""
 
     radius_m: float = Field(25.0, gt=0.0, description="a gallery image within this distance [m] is a correct match")
     max_yaw_deg: float | None = Field(None, gt=0.0, le=180.0, description="largest yaw difference [deg] of a correct match; None: any")
+    ignore_ring_m: float = Field(0.0, ge=0.0, description="a match this far [m] beyond the radius counts neither as true nor as false")
     k: tuple[PositiveInt, ...] = Field((1, 5, 10), min_length=1, description="the K of Recall@K")
     bootstrap_resamples: int = Field(1000, ge=0, description="resamples of the queries behind every interval; 0: no intervals")
     confidence: float = Field(0.95, gt=0.0, lt=1.0, description="share of the resamples that an interval covers")
@@ -414,5 +434,6 @@ SECTIONS: dict[str, type[Settings]] = {
     "runtime": RuntimeSettings,
     "matcher": MatcherSettings,
     "session": SessionSettings,
+    "calibration": CalibrationSettings,
     "evaluation": EvaluationSettings,
 }

@@ -164,17 +164,20 @@ def verify(gallery: GalleryFolder) -> None:
     """Check every file of a gallery against its checksum, and that they fit together."""
     from asymvpr_core.gallery.store import INDEX, Gallery
     from asymvpr_core.manifest import read_manifest, verify_files
+    from asymvpr_core.retrieval.calibration import read_calibration
     from asymvpr_core.retrieval.index import read_index
 
     manifest = read_manifest(gallery, "gallery")
     verify_files(gallery, manifest)
     opened = Gallery.open(gallery, verify=False)
     read_index(gallery / INDEX)
+    read_calibration(gallery)
     typer.echo(f"{gallery} is whole: {len(manifest.files)} files, {len(opened)} keyframes, pair {manifest.gallery_network.pair_id}")
 
 
 def _print_summary(path: Path) -> None:
     from asymvpr_core.gallery.store import Gallery
+    from asymvpr_core.retrieval.calibration import read_calibration
 
     gallery = Gallery.open(path, verify=False)
     manifest = gallery.manifest
@@ -195,6 +198,11 @@ def _print_summary(path: Path) -> None:
     }
     for name, value in rows.items():
         typer.echo(f"{name:12} {value}")
+    calibration = read_calibration(path)
+    for line in ["calibrated   no"] if calibration is None else calibration.summary():
+        typer.echo(line)
+    if calibration is not None and calibration.gallery.get("digest") != gallery.digest:
+        typer.echo(f"calibrated   NOT usable: it is of gallery {calibration.gallery.get('path')}, as it was then")
     skipped = list(manifest.details.get("skipped_images", {}).values())
     for reason in skipped[:_SHOWN]:
         typer.echo(f"skipped      {reason}")

@@ -81,6 +81,11 @@ class Gallery:
         return _reopen, (self.path,)
 
     @property
+    def digest(self) -> str:
+        """Short name of its descriptors and keyframes, from the checksums of its manifest."""
+        return "-".join(self.manifest.files[name].sha256[:16] for name in (DESCRIPTORS, KEYFRAMES))
+
+    @property
     def map_frame(self) -> str:
         """Name of the frame of all poses."""
         return str(self.manifest.details["map_frame"])

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from asymvpr_core.errors import ArtefactError
-from asymvpr_core.gallery.store import DESCRIPTORS, KEYFRAMES, Gallery
+from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import Manifest
 
 
 def gallery_digest(gallery: Gallery) -> str:
-    """Short name of a gallery's descriptors and keyframes, from the checksums of its manifest."""
-    return "-".join(gallery.manifest.files[name].sha256[:16] for name in (DESCRIPTORS, KEYFRAMES))
+    """`Gallery.digest`."""
+    return gallery.digest
 
 
 def origin(gallery: Gallery) -> dict[str, Any]:

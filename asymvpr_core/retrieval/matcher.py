@@ -12,6 +12,7 @@ from asymvpr_core.config import MatcherSettings
 from asymvpr_core.errors import RetrievalError
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.retrieval.bayes import Likelihood
+from asymvpr_core.retrieval.calibration import Errors
 from asymvpr_core.retrieval.candidates import CandidateSearch, Exclusion, Found, TimeExclusion
 from asymvpr_core.retrieval.covariance import match_covariance
 from asymvpr_core.retrieval.gate import OdometryGate
@@ -39,7 +40,7 @@ class Matcher:
 
     def __init__(
         self, gallery: Gallery, index: Any, settings: MatcherSettings | None = None,
-        *, likelihood: Likelihood | None = None, verifier: Verifier | None = None,
+        *, likelihood: Likelihood | None = None, verifier: Verifier | None = None, errors: Errors | None = None,
     ):  # fmt: skip
         """Match against a gallery on disk.
 
@@ -47,6 +48,7 @@ class Matcher:
             index: what `retrieval.index` searches; row i is keyframe i.
             likelihood: what the Bayes filter makes of scores; None: `standardised_evidence`.
             verifier: needed where the settings ask for geometric verification.
+            errors: of a calibration, the floor of every covariance; None: the keyframes' spacing is.
 
         Raises:
             RetrievalError: empty gallery, keyframes without a pose, an index of another gallery, or no verifier.
@@ -59,7 +61,7 @@ class Matcher:
             places, index, lambda rows: gallery.descriptors[rows], TimeExclusion(places, settings.exclude_time_s), settings,
             OdometryGate(settings), likelihood, verifier, OdometryMonitor(settings),
         )  # fmt: skip
-        self.gallery = gallery
+        self.gallery, self._errors = gallery, errors
 
     @classmethod
     def over(
@@ -86,7 +88,7 @@ class Matcher:
         if settings.geometric_verification != "off" and verifier is None:
             raise RetrievalError("geometric verification is on and there are no pictures to compare with", remedy="give a verifier")
         self.settings, self._places, self._gate, self._verifier = settings, places, gate, verifier
-        self._likelihood = likelihood
+        self._likelihood, self._errors = likelihood, None
         self._search = CandidateSearch(places, index, rows, exclusion, settings.top_k, broad=settings.sequence == "bayes")
         self._odometry = odometry
         self._agreements: dict[str, TemporalAgreement] = {"": make_agreement(places, settings, likelihood)}
@@ -132,7 +134,7 @@ class Matcher:
         verdict = agreement.observe(found, moment)
         if verdict.match is None:
             return MatchResult(moment.stamp_ns, found.candidates, None, verdict.reason, posterior=verdict.posterior)
-        covariance = match_covariance(self._places, verdict, self.settings.agreement_radius_m)
+        covariance = match_covariance(self._places, verdict, self.settings.agreement_radius_m, self._errors)
         pose, ours = self._planar(verdict.match), covariance[np.ix_([0, 1, 5], [0, 1, 5])]
         passed, gated = (True, "") if pose is None else self._gate.check(pose, ours, moment)
         inliers, verified = None, ""

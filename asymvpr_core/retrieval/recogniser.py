@@ -16,6 +16,7 @@ from asymvpr_core.errors import RetrievalError, SettingsError
 from asymvpr_core.gallery.store import INDEX, Gallery
 from asymvpr_core.manifest import check_pair, is_own_session, query_identity
 from asymvpr_core.retrieval.bayes import Likelihood
+from asymvpr_core.retrieval.calibration import Calibration, threshold_of, usable_calibration, with_threshold
 from asymvpr_core.retrieval.index import read_index
 from asymvpr_core.retrieval.matcher import Matcher, Verifier
 from asymvpr_core.retrieval.session import SessionGallery, Verification
@@ -31,7 +32,7 @@ class PlaceRecogniser:
 
     def __init__(
         self, model: QueryModel, gallery: Gallery | None, index: Any, matcher: MatcherSettings, session: SessionSettings,
-        *, likelihood: Likelihood | None = None, session_likelihood: Likelihood | None = None,
+        *, likelihood: Likelihood | None = None, session_likelihood: Likelihood | None = None, calibration: Calibration | None = None,
     ):  # fmt: skip
         """What `open` calls once the artefacts are open.
 
@@ -39,8 +40,9 @@ class PlaceRecogniser:
             index: of the prior gallery, None without one.
             likelihood: what the Bayes filter makes of scores against the prior gallery; None: `standardised_evidence`.
             session_likelihood: the same within the session.
+            calibration: of the prior gallery and this model; needed where a precision is asked for.
         """
-        self.model, self.gallery, self.index = model, gallery, index
+        self.model, self.gallery, self.index, self.calibration = model, gallery, index, calibration
         self._likelihood, self._session_likelihood = likelihood, session_likelihood
         # Prior keyframes of an earlier session were described by the light network, like those of this one.
         self._light_prior = gallery is not None and is_own_session(gallery.manifest, model.manifest)
@@ -77,7 +79,9 @@ class PlaceRecogniser:
         if gallery is None:
             return cls(model, None, None, matcher, session)
         check_pair(gallery.manifest, model.manifest, gallery.path, model.path)
-        return cls(model, gallery, read_index(gallery.path / INDEX), matcher, session)
+        needed = matcher.target_precision > 0 or session.session_target_precision > 0
+        calibration = usable_calibration(gallery, model.path, model.manifest, needed=needed)
+        return cls(model, gallery, read_index(gallery.path / INDEX), matcher, session, calibration=calibration)
 
     def process(self, image: np.ndarray, frame: QueryFrame) -> Recognition:
         """Say whether an `(H, W, 3)` uint8 RGB frame shows a place of the prior gallery, or of this session.
@@ -85,7 +89,15 @@ class PlaceRecogniser:
         Raises:
             ImageError: another shape or type.
         """
-        descriptor = self.model.encode(image)
+        return self.match(self.model.encode(image), frame, image)
+
+    def match(self, descriptor: np.ndarray, frame: QueryFrame, image: np.ndarray | None = None) -> Recognition:
+        """What `process` does once the frame is described.
+
+        Args:
+            descriptor: (D,) float32, by `model.encode`.
+            image: needed for geometric verification only.
+        """
         prior = None if self.matcher is None else self.matcher.match(descriptor, frame, image)
         within, added = (None, False) if self.session is None else self.session.process(descriptor, frame, image)
         closure = None if self.session is None or within is None else self.session.closure(within)
@@ -123,6 +135,7 @@ class PlaceRecogniser:
         """Raise what `change_settings` would raise, and change nothing."""
         _check_some_gallery(self.gallery, session or self.session_settings)
         Matcher.check_settings(matcher)
+        _with_session_threshold(session or self.session_settings, self.calibration)
         if self.gallery is not None:
             self._prior_matcher(matcher, session or self.session_settings)
 
@@ -139,6 +152,7 @@ class PlaceRecogniser:
         session = session or self.session_settings
         _check_some_gallery(self.gallery, session)
         Matcher.check_settings(matcher)
+        resolved = _with_session_threshold(session, self.calibration)
         prior = None if self.gallery is None else self._prior_matcher(matcher, session)
         verified_before = self.session is not None and self.matcher_settings.geometric_verification != "off"
         # Keyframes that were added without thumbnails cannot be verified later.
@@ -147,17 +161,22 @@ class PlaceRecogniser:
             self.session = None
         elif self.session is None or anew:
             self.session = SessionGallery(
-                self.model.dimension, matcher, session, likelihood=self._session_likelihood, verification=_session_verification(matcher)
+                self.model.dimension, matcher, resolved, likelihood=self._session_likelihood, verification=_session_verification(matcher)
             )
         else:
-            self.session.change_settings(matcher, session)
+            self.session.change_settings(matcher, resolved)
         self.matcher, self.matcher_settings, self.session_settings = prior, matcher, session
 
     def _prior_matcher(self, matcher: MatcherSettings, session: SessionSettings) -> Matcher:
         assert self.gallery is not None
         if self._light_prior:
             matcher = matcher.model_copy(update={"score_threshold": session.session_score_threshold})
-        return Matcher(self.gallery, self.index, matcher, likelihood=self._likelihood, verifier=_gallery_verifier(self.gallery, matcher))
+        else:
+            matcher = with_threshold(matcher, self.calibration)
+        return Matcher(
+            self.gallery, self.index, matcher, likelihood=self._likelihood, verifier=_gallery_verifier(self.gallery, matcher),
+            errors=None if self.calibration is None else self.calibration.errors,
+        )  # fmt: skip
 
     def _running_session(self) -> SessionGallery:
         if self.session is None:
@@ -180,6 +199,12 @@ def _check_some_gallery(gallery: Gallery | None, session: SessionSettings) -> No
             "there is no gallery to match against", expected="a prior gallery, or session_gallery true",
             remedy="give a gallery, or switch the session gallery on",
         )  # fmt: skip
+
+
+def _with_session_threshold(session: SessionSettings, calibration: Calibration | None) -> SessionSettings:
+    if not session.session_gallery:
+        return session
+    return session.model_copy(update={"session_score_threshold": threshold_of(session, calibration)})
 
 
 def _gallery_verifier(gallery: Gallery, matcher: MatcherSettings) -> Verifier | None:
