@@ -30,9 +30,7 @@ from pose_graph import PoseGraph
 from pose_graph_inputs import Closure, GraphSettings
 
 from asymvpr_core.config import EvaluationSettings, ExportSettings, GallerySettings, MatcherSettings, SessionSettings, TrainSettings
-from asymvpr_core.datasets.bag_dataset import BagDataset
-from asymvpr_core.datasets.bag_messages import pose_of
-from asymvpr_core.datasets.bags import Bag
+from asymvpr_core.datasets.bag_odometry import read_odometry
 from asymvpr_core.datasets.ground_truth import find_positives
 from asymvpr_core.datasets.trajectory import Trajectory
 from asymvpr_core.demo.record import ODOMETRY_TOPIC
@@ -70,7 +68,7 @@ class Artefacts:
         if not self.model.exists():
             export_model(run, self.model, ExportSettings())
         self.live = self.recordings.open_live()
-        self.truth, self.odometry = self.live.trajectory(), read_odometry(self.live)
+        self.truth, self.odometry = self.live.trajectory(), read_odometry(self.live.root, ODOMETRY_TOPIC)
 
     def descriptors(self, recogniser: PlaceRecogniser) -> np.ndarray:
         """(F, D) of the live frames; computed once."""
@@ -89,14 +87,6 @@ class _Remembered:
 
     def encode(self, image: np.ndarray) -> np.ndarray:
         return self.descriptor
-
-
-def read_odometry(live: BagDataset) -> Trajectory:
-    """The live bag's odometry."""
-    with Bag.open(live.root) as bag:
-        messages = [(m.received_ns, pose_of(bag.decode(m), m.msgtype)) for m in bag.messages([ODOMETRY_TOPIC])]
-    stamps, poses = zip(*messages, strict=True)
-    return Trajectory(stamps, poses, name="odometry")
 
 
 def find_closures(town: Artefacts, matcher: MatcherSettings, session: SessionSettings) -> list[LoopClosure]:

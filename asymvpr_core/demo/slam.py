@@ -13,9 +13,9 @@ import numpy as np
 from asymvpr_core.datasets.bags import Bag
 from asymvpr_core.datasets.trajectory import Trajectory, read_tum
 from asymvpr_core.errors import EvaluationError
-from asymvpr_core.evaluation.plots import plot_errors, plot_trajectories
 from asymvpr_core.evaluation.report import Column, Figure, Section, Table, number, percent
 from asymvpr_core.evaluation.trajectory_error import ALIGNMENTS, TrajectoryError, absolute_trajectory_error
+from asymvpr_core.evaluation.trajectory_plots import plot_errors, plot_trajectories
 
 _ODOMETRY, _CORRECTED, _SUMMARY = "odometry.tum", "corrected.tum", "summary.json"
 _CLOSURE, _ODOMETRY_TYPE = "loop_closure", "nav_msgs/msg/Odometry"

@@ -107,8 +107,10 @@ def run_demo(
     )
     models = {name: _model(name, training, gallery, out, clock, progress) for name, training in _trainings(settings.training).items()}
     live = recordings.open_live()
-    offline = {name: _evaluate(name, live, gallery, model, recordings, settings, out, clock, progress) for name, model in models.items()}
     odometry = odometry_topic(live.root, live.pose_topic)
+    offline = {
+        name: _evaluate(name, live, gallery, model, recordings, settings, out, odometry, clock, progress) for name, model in models.items()
+    }
     slam_script, no_slam = _slam_script(odometry)
     records = clock("live", lambda: _run_live(live, gallery, models["trained"], recordings, settings, out, odometry, slam_script, progress))
     published = evaluate_recorded(
@@ -158,12 +160,12 @@ def _model(name: str, training: TrainSettings, gallery: Path, out: Path, clock: 
 
 
 def _evaluate(
-    name: str, live: BagDataset, gallery: Path, model: Path, recordings: Recordings, settings: DemoSettings, out: Path, clock: _Clock,
-    progress: Progress,
+    name: str, live: BagDataset, gallery: Path, model: Path, recordings: Recordings, settings: DemoSettings, out: Path,
+    odometry: str | None, clock: _Clock, progress: Progress,
 ) -> BagResult:  # fmt: skip
     recogniser = PlaceRecogniser.open(gallery, model, recordings.matcher, settings.runtime)
     where = _renewed(out / f"evaluation_{name}")
-    return clock(where.name, lambda: evaluate_run(live, recogniser, recordings.evaluation, where, progress))
+    return clock(where.name, lambda: evaluate_run(live, recogniser, recordings.evaluation, where, progress, odometry_topic=odometry))
 
 
 def _run_live(
