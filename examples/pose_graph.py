@@ -73,6 +73,10 @@ class PoseGraph:
         """Whether odometry has come as far as `stamp_ns`."""
         return self.last_stamp_ns is not None and stamp_ns <= self.last_stamp_ns
 
+    def knows(self, stamp_ns: int) -> bool:
+        """Whether `stamp_ns` lies between the first and the newest odometry."""
+        return self._log.covers(stamp_ns)
+
     # Measurements
 
     def add_odometry(self, stamp_ns: int, pose: Pose) -> None:

@@ -179,6 +179,10 @@ class PoseGraphSlam(Node):
                 continue
             closure = waiting.closure
             closure = Closure(closure.keyframe_stamp_ns, closure.keyframe_pose, stamp, closure.query_pose, covariance)
+            if waiting.frame == self._odometry_frame and not self.graph.knows(closure.keyframe_stamp_ns):
+                # A place of this session from before the graph began: it says nothing of where the map is.
+                self._refuse(waiting, f"no odometry came for its keyframe of {format_stamp(closure.keyframe_stamp_ns)} s")
+                continue
             try:
                 was_in_map = self.graph.in_map
                 self.graph.add_closure(closure)
@@ -208,12 +212,10 @@ class PoseGraphSlam(Node):
         path.header = path.poses[-1].header
         self._path_publisher.publish(path)
 
-    def _refuse(self, waiting: _Waiting) -> None:
+    def _refuse(self, waiting: _Waiting, reason: str = "no odometry came for the time of its query") -> None:
         self.graph.counts.closures_refused += 1
-        self.get_logger().warning(
-            f"closure refused: no odometry came for its query stamp {format_stamp(waiting.closure.query_stamp_ns)} s",
-            throttle_duration_sec=_WARNING_PERIOD_S,
-        )
+        stamp = format_stamp(waiting.closure.query_stamp_ns)
+        self.get_logger().warning(f"closure of {stamp} s refused: {reason}", throttle_duration_sec=_WARNING_PERIOD_S)
 
 
 def main(args: list[str] | None = None) -> int:

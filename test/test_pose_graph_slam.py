@@ -75,15 +75,17 @@ class Slam:
             self.odom.publish(message)
             self.graph.wait_until(lambda: self.poses and stamp_ns(self.poses[-1].header.stamp) >= stamp(step), f"the pose of step {step}")  # noqa: B023
 
-    def close_loop(self, step: int, *, x: float | None = None, keyframe_ns: int = EARLIER_NS, with_covariance: bool = True) -> None:
+    def close_loop(
+        self, step: int, *, x: float | None = None, keyframe_ns: int = EARLIER_NS, frame: str = "map", with_covariance: bool = True
+    ) -> None:
         """Say that the robot is at `x` in the map, by default where it truly is."""
         place = pose_message(Pose.from_xy_yaw(OFFSET_M + 0.5 * step if x is None else x, 0.0, 0.0))
-        header = Header(frame_id="map", stamp=stamp_message(stamp(step)))
+        header = Header(frame_id=frame, stamp=stamp_message(stamp(step)))
         if with_covariance:
             match = PoseWithCovarianceStamped(header=header)
             match.pose.pose, match.pose.covariance = place, [0.04 * (i % 7 == 0) for i in range(36)]
             self.matches.publish(match)
-        keyframe = PoseStamped(header=Header(frame_id="map", stamp=stamp_message(keyframe_ns)), pose=place)
+        keyframe = PoseStamped(header=Header(frame_id=frame, stamp=stamp_message(keyframe_ns)), pose=place)
         self.closures.publish(PathMessage(header=header, poses=[keyframe, PoseStamped(header=header, pose=place)]))
 
     def wait_for_log(self, text: str) -> None:
@@ -113,6 +115,8 @@ def test_closures_correct_the_drive_and_bad_input_is_counted(graph, tmp_path, st
     slam = Slam(graph, tmp_path / "out", tmp_path / "log", stop_with=stop_with)
     try:
         slam.drive(range(20))
+        slam.close_loop(4, frame="odom")  # within the session, but from before the graph began
+        slam.wait_for_log("refused: no odometry came for its keyframe of 1.0")
         assert slam.poses[-1].header.frame_id == "odom"  # nothing has tied the drive to a map yet
         for step in (6, 10, 14):
             slam.close_loop(step)
@@ -141,7 +145,7 @@ def test_closures_correct_the_drive_and_bad_input_is_counted(graph, tmp_path, st
     counts = summary["counts"]
     assert (counts["odometry"], counts["odometry_refused"]) == (63, 1)
     assert counts["closures_to_map"] == 6
-    assert counts["closures_refused"] == 3  # NaN, no two poses, an unknown stamp
+    assert counts["closures_refused"] == 4  # of before the graph, NaN, no two poses, an unknown stamp
     assert summary["frame"] == "map" and summary["restarts"] == 0
     odometry, corrected = read_tum(tmp_path / "out" / "odometry.tum"), read_tum(tmp_path / "out" / "corrected.tum")
     assert len(odometry) == len(corrected) == 63
