@@ -35,7 +35,9 @@ from asymvpr_core.datasets.ground_truth import find_positives
 from asymvpr_core.datasets.trajectory import Trajectory
 from asymvpr_core.demo.record import ODOMETRY_TOPIC
 from asymvpr_core.demo.recordings import Recordings, mapping_dataset, rendered_recordings
+from asymvpr_core.demo.route import plan_lap, wheel_odometry
 from asymvpr_core.demo.slam import compare_trajectories
+from asymvpr_core.demo.town import build_town
 from asymvpr_core.demo.town_settings import TownSettings
 from asymvpr_core.deploy.export import export_model
 from asymvpr_core.errors import AsymvprError
@@ -43,7 +45,7 @@ from asymvpr_core.gallery.build import build_gallery
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
 from asymvpr_core.settings_files import make_settings
 from asymvpr_core.training.run import train
-from asymvpr_core.types import ImageRecord, LoopClosure, QueryFrame
+from asymvpr_core.types import ImageRecord, LoopClosure, Pose, QueryFrame
 
 COLUMNS = (
     "town", "settings", "closures", "false", "recall %", "odometry m", "after m", "ratio", "shape: odometry m", "after m", "ratio",
@@ -69,6 +71,16 @@ class Artefacts:
             export_model(run, self.model, ExportSettings())
         self.live = self.recordings.open_live()
         self.truth, self.odometry = self.live.trajectory(), read_odometry(self.live.root, ODOMETRY_TOPIC)
+
+    def drive_with(self, drift_seed: int) -> None:
+        """Take other noise of the same odometry: the pictures do not depend on it."""
+        path = self.folder / "recordings" / "town.json"
+        settings = TownSettings.model_validate_json(path.read_text(encoding="utf-8")).model_copy(update={"odometry_seed": drift_seed})
+        lap = plan_lap(build_town(settings), "live")
+        times = lap.odometry_times_s
+        states, _ = wheel_odometry(lap.states(times), times, settings, lap.index)
+        poses = [Pose.from_xy_yaw(x, y, yaw) for x, y, yaw in states.tolist()]
+        self.odometry = Trajectory([lap.stamp_ns(time) for time in times.tolist()], poses, name=f"odometry of seed {drift_seed}")
 
     def descriptors(self, recogniser: PlaceRecogniser) -> np.ndarray:
         """(F, D) of the live frames; computed once."""
@@ -200,6 +212,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of town, odometry and training (default 1 2 3)")
     parser.add_argument("--matcher", nargs="*", action="append", metavar="NAME=VALUE", help="settings of a row; default: the node's")
     parser.add_argument("--town", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the towns; they belong to the folder")
+    parser.add_argument(
+        "--drift-seeds", type=int, nargs="+", help="drive each lap with these noises of odometry instead of the recorded one"
+    )
     parser.add_argument("--epochs", type=int, help="epochs of the training; 0: aligned only (default: the recipe's)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of gallery and training (default 2)")
     parser.add_argument("--out", type=Path, help="JSON file of everything measured")
@@ -211,14 +226,17 @@ def main() -> int:
         print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
         for seed in options.seeds:
             town = Artefacts(options.folder, seed, options.epochs, options.threads, dict(word.split("=", 1) for word in options.town))
-            for label, matcher, session in settings:
-                results.append({"seed": seed} | measure(town, label, matcher, session, graph))
-                print(table_row(str(seed), results[-1]), flush=True)
+            for drift in options.drift_seeds or [None]:
+                if drift is not None:
+                    town.drive_with(drift)
+                for label, matcher, session in settings:
+                    results.append({"seed": seed, "drift_seed": drift} | measure(town, label, matcher, session, graph))
+                    print(table_row(str(seed) if drift is None else f"{seed}, drift {drift}", results[-1]), flush=True)
         for label, _, _ in settings:
             rows = [result for result in results if result["settings"] == label]
             false, ratios = sum(row["n_false"] for row in rows), [row["ratio"] for row in rows if row["ratio"] is not None]
             worst = f"{max(ratios):.2f}" if ratios else "–"
-            print(f"{label}: {false or 'no'} false closures over {len(rows)} seeds; trajectory error at most {worst} of odometry's")
+            print(f"{label}: {false or 'no'} false closures in {len(rows)} drives; trajectory error at most {worst} of odometry's")
     except AsymvprError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -66,7 +66,7 @@ def rendered_recordings(out: Path, settings: TownSettings, progress: Progress = 
         live_source=source,
         outline=build_town(town).outline(),
         # Look-alike streets: a façade that another street shows too proves nothing, several along the way driven do.
-        matcher=MatcherSettings(sequence="bayes", score_threshold=0.4),
+        matcher=MatcherSettings(sequence="bayes"),
         # At 25 m a frame at a junction would count as a revisit of the street that it does not look into.
         evaluation=EvaluationSettings(radius_m=10.0, max_yaw_deg=45.0),
         description=f"rendered town, seed {town.seed}: mapping by {town.mapping_weather}, live lap in {', '.join(town.live_weather)}",
