@@ -172,14 +172,16 @@ class PoseGraphSlam(Node):
         """Give the graph what odometry has reached; with its covariance, or without where that has not come by now."""
         for waiting in [self._waiting.popleft() for _ in range(len(self._waiting))]:
             stamp = waiting.closure.query_stamp_ns
-            covariance = self._covariances.get(stamp)
-            late = hurry or time.monotonic() - waiting.since_s > _PERIOD_S
+            within_run = waiting.frame == self._odometry_frame
+            # The pose of the same stamp, if there is one, is that of a match with the prior gallery.
+            covariance = None if within_run else self._covariances.get(stamp)
+            late = within_run or hurry or time.monotonic() - waiting.since_s > _PERIOD_S
             if not self.graph.covers(stamp) or covariance is None and not late:
                 self._waiting.append(waiting)
                 continue
             closure = waiting.closure
             closure = Closure(closure.keyframe_stamp_ns, closure.keyframe_pose, stamp, closure.query_pose, covariance)
-            if waiting.frame == self._odometry_frame and not self.graph.knows(closure.keyframe_stamp_ns):
+            if within_run and not self.graph.knows(closure.keyframe_stamp_ns):
                 # A place of this session from before the graph began: it says nothing of where the map is.
                 self._refuse(waiting, f"no odometry came for its keyframe of {format_stamp(closure.keyframe_stamp_ns)} s")
                 continue
