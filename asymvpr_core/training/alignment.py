@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asymvpr_core.errors import TrainingError
-from asymvpr_core.memory.rows import read_rows
+from asymvpr_core.memory.rows import Rows, read_rows
 from asymvpr_core.progress import Progress, silent
 
 # Rows read at a time: 1024 predictions of 12288 dimensions are 100 MB in float64.
@@ -35,7 +35,7 @@ class Alignment:
 
 def align(
     features: np.ndarray,
-    descriptors: np.ndarray,
+    descriptors: Rows,
     places: np.ndarray,
     *,
     rows: np.ndarray | None = None,
@@ -100,7 +100,7 @@ class _Pairs:
     """Features and the descriptors that belong to them, read a block at a time as float64."""
 
     features: np.ndarray
-    descriptors: np.ndarray
+    descriptors: Rows
     rows: np.ndarray
 
     def blocks(self, chosen: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from asymvpr_core.config import AugmentationSettings
 from asymvpr_core.errors import AsymvprError, TrainingError
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.gallery.several import AnyGallery
 from asymvpr_core.preprocess import Preprocess
 
 Item = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -28,7 +28,7 @@ class GalleryImages(Dataset[Item]):
 
     def __init__(
         self,
-        gallery: Gallery,
+        gallery: AnyGallery,
         places: np.ndarray,
         preprocess: Preprocess,
         augmentation: AugmentationSettings | None = None,

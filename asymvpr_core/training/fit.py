@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from asymvpr_core.config import TrainSettings
 from asymvpr_core.errors import TrainingError
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.gallery.several import AnyGallery
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.progress import Progress
 from asymvpr_core.training import hardware
@@ -42,9 +42,9 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """A gallery's images: the place of each, and ascending indices of those to train on and of those held out."""
+    """The images of a gallery, or of several: the place of each, and ascending indices of those to train on and of those held out."""
 
-    gallery: Gallery
+    gallery: AnyGallery
     places: np.ndarray
     training: np.ndarray
     validation: np.ndarray
