@@ -31,13 +31,14 @@ from asymvpr_core.networks.registry import network_spec
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably
 from asymvpr_core.training import hardware
-from asymvpr_core.training.fit import CHECKPOINTS, CSV, TENSORBOARD, TrainingImages, fine_tune
+from asymvpr_core.training.fit import CHECKPOINTS, TENSORBOARD, TrainingImages, fine_tune
 from asymvpr_core.training.objective import make_objective
+from asymvpr_core.training.records import METRICS
 from asymvpr_core.training.start import align_network
 
 _LOG = logging.getLogger(__name__)
 
-WEIGHTS, BANK, SETTINGS, METRICS = "weights.safetensors", "bank.npz", "settings.yaml", "metrics.csv"
+WEIGHTS, BANK, SETTINGS = "weights.safetensors", "bank.npz", "settings.yaml"
 
 
 def train(
@@ -194,8 +195,8 @@ def _write(
     for name in (CHECKPOINTS, TENSORBOARD):
         if (work / name).exists():
             shutil.copytree(work / name, staging / name)
-    if (work / CSV / METRICS).exists():
-        shutil.copy2(work / CSV / METRICS, staging / METRICS)
+    if (work / METRICS).exists():
+        shutil.copy2(work / METRICS, staging / METRICS)
     write_manifest(
         staging, "run", _identity(staging, gallery, settings, network),
         settings=settings.model_dump(mode="json"),
