@@ -30,6 +30,16 @@ def test_loss_step(tmp_path: Path):
     assert {row["method"] for row in record["memory"]} > {row["method"] for row in record["times"]}
 
 
+def test_kill_training(tmp_path: Path):
+    """Three kills, whenever they come: every run ends with the weights and the metrics of the undisturbed one."""
+    text = run("kill_training.py", "--kills", 3, "--folder", tmp_path, "--out", tmp_path / "kills.json")
+    record = json.loads((tmp_path / "kills.json").read_text())
+    assert sum(record["kills"].values()) == sum(result["kills"] for result in record["runs"]) == 3
+    assert all(result["difference"] <= 1e-5 and result["same"] for result in record["runs"])
+    assert "3 kills in" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["kills.json"]
+
+
 def test_memory_bank(tmp_path: Path):
     text = run(
         "memory_bank.py", "--images", 100, 200, "--dimension", 64, "--queries", 50, "--repeats", 1, "--target", 400,
