@@ -40,6 +40,26 @@ def test_kill_training(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["kills.json"]
 
 
+def test_alignment_memory(tmp_path: Path):
+    text = run(
+        "alignment_memory.py",
+        "--images",
+        400,
+        6400,
+        "--channels",
+        16,
+        "--dimension",
+        24,
+        "--folder",
+        tmp_path,
+        "--out",
+        tmp_path / "a.json",
+    )
+    small, large = json.loads((tmp_path / "a.json").read_text())["results"]
+    assert "| 6400 |" in text and large["files_mb"] == pytest.approx(16 * small["files_mb"], rel=0.01)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_memory_bank(tmp_path: Path):
     text = run(
         "memory_bank.py", "--images", 100, 200, "--dimension", 64, "--queries", 50, "--repeats", 1, "--target", 400,

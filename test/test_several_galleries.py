@@ -25,6 +25,7 @@ from asymvpr_core.memory.bank import MemoryBank
 from asymvpr_core.memory.cells import gallery_places
 from asymvpr_core.memory.neighbours import NeighbourLists, build_neighbours
 from asymvpr_core.memory.origin import gallery_digest
+from asymvpr_core.memory.rows import take_rows
 from asymvpr_core.memory.store import StoredBank, build_bank
 from asymvpr_core.networks.registry import network_spec
 from asymvpr_core.training.run import train
@@ -52,6 +53,9 @@ def test_rows_are_those_of_the_parts_put_together(tmp_path: Path):
     assert stacked.shape == whole.shape and stacked.dtype == whole.dtype == np.float32 and len(stacked) == 9
     for rows in (slice(0, 9), slice(2, 5), slice(3, 4), slice(4, 4), slice(7, 100), 0, 3, 8, np.array([8, 3, 0, 3]), np.array([], int)):
         np.testing.assert_array_equal(stacked[rows], whole[rows])
+        if isinstance(rows, np.ndarray):
+            for array in (stacked, whole):
+                np.testing.assert_array_equal(take_rows(array, rows), whole[rows])
     for outside in (9, -1, np.array([2, 9])):
         with pytest.raises(IndexError):
             stacked[outside]
