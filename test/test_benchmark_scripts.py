@@ -60,6 +60,14 @@ def test_alignment_memory(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_training_images(tmp_path: Path):
+    words = ("--images", 1, "--repeats", 1, "--batch", 1, "--query-network", "efficientnet_lite0_gem_64px")
+    text = run("training_images.py", *words, "--out", tmp_path / "rates.json")
+    record = json.loads((tmp_path / "rates.json").read_text())
+    assert all(0 < rates["augmented"] < rates["decoded"] for rates in record["loaded"].values())
+    assert all(value > 0 for value in record["trained"].values()) and "| 1920 x 1080 |" in text
+
+
 def test_memory_bank(tmp_path: Path):
     text = run(
         "memory_bank.py", "--images", 100, 200, "--dimension", 64, "--queries", 50, "--repeats", 1, "--target", 400,
