@@ -27,7 +27,8 @@ from asymvpr_core.manifest import read_manifest
 from asymvpr_core.memory.neighbours import build_neighbours
 from asymvpr_core.memory.store import build_bank
 from asymvpr_core.training.callbacks import ProgressCallback
-from asymvpr_core.training.fit import _whole_checkpoint
+from asymvpr_core.training.fit import _readable_errors, _whole_checkpoint
+from asymvpr_core.training.records import WholeCheckpoints
 from asymvpr_core.training.run import train
 
 pytestmark = pytest.mark.slow
@@ -224,6 +225,23 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(gallery_path, tmp_path, monke
     run = train(gallery_path, SETTINGS, tmp_path / "run")
     a, b = last_weights(straight), last_weights(run)
     assert all(torch.allclose(a[name].float(), b[name].float(), atol=1e-6) for name in a)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path):
+    """A real write that fails half-way, as on a full disk: the limit on the size of a file stands for it."""
+    import resource
+
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"epoch": 0, "state_dict": {"a": torch.zeros(10)}}, path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises((OSError, TrainingError)), _readable_errors():
+            WholeCheckpoints().save_checkpoint({"epoch": 1, "state_dict": {"a": torch.zeros(100_000)}}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["last.ckpt"]
 
 
 def test_an_image_that_breaks_between_two_epochs_is_named_and_the_run_goes_on_after_its_repair(tmp_path, monkeypatch):
