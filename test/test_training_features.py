@@ -154,7 +154,7 @@ def test_two_processes_killed_and_resumed_train_as_one_does(gallery_path, tmp_pa
     """Batches of two in each of two processes are batches of four: the same gradients, recall and losses, also over a kill."""
     import yaml
 
-    values = changed(epochs=3, devices=2, batch_size=2, frozen_share=1.0).model_dump(mode="json")
+    values = changed(epochs=2, devices=2, batch_size=2, frozen_share=1.0).model_dump(mode="json")
     config, out = tmp_path / "config.yaml", tmp_path / "two"
     config.write_text(yaml.safe_dump({"train": values}))
     command = [sys.executable, "-m", "asymvpr_core", "train", str(gallery_path), "--config", str(config), "--out", str(out)]
