@@ -132,6 +132,7 @@ class NodeStatus:
         session_reason: str,
         published: bool,
         session_published: bool,
+        session_keyframes: int,
         held_back: str,
         no_odometry: str,
         latency_s: float,
@@ -144,7 +145,7 @@ class NodeStatus:
             self._camera(camera).image_age_s = image_age_s
             self._counts["published"] += published
             self._counts["session_published"] += session_published
-            self._counts["session_keyframes"] += recognition.keyframe_added
+            self._counts["session_keyframes"] = session_keyframes
             if prior is not None:
                 self._counts["accepted" if prior.accepted else "rejected"] += 1
                 self._words["last_accept_reason" if prior.accepted else "last_reject_reason"] = prior_reason
@@ -163,11 +164,6 @@ class NodeStatus:
         with self._lock:
             self._counts["localisations"] += 1
             self._words["last_localisation"] = reason
-
-    def session_begun(self) -> None:
-        """The session gallery is empty again."""
-        with self._lock:
-            self._counts["session_keyframes"] = 0
 
     def odometry_received(self) -> None:
         """A good odometry message has come in."""

@@ -15,7 +15,6 @@ from typing import Any
 from rclpy.node import Node
 
 from asymvpr_core.errors import AsymvprError
-from asymvpr_core.manifest import check_pair
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
 from asymvpr_core.types import MatchResult, QueryFrame, Recognition
 from asymvpr_ros.conversions import rgb_of, stamp_ns
@@ -108,11 +107,7 @@ class FramePipeline:
         Raises:
             ArtefactError: it is of another pair than the model in use, whose folder may have changed since.
         """
-        ours, settings = self.recogniser, self._settings()
-        if other.gallery is not None:
-            check_pair(other.gallery.manifest, ours.model.manifest, other.gallery.path, ours.model.path)
-        ours.gallery, ours.index, ours.matcher = other.gallery, other.index, other.matcher
-        ours.change_settings(settings.matcher, settings.session)  # they may have changed while it was read
+        self.recogniser.use_gallery_of(other)
         self._forget_frames()
         self._begin_outputs()
 
@@ -174,7 +169,8 @@ class FramePipeline:
         say_prior, prior_reason = self._announce("prior", recognition.prior, stamp, bool(asked))
         say_session, session_reason = self._announce("session", recognition.session, stamp, False)
         localisation, held_back = self._localisation(recognition, sample) if say_prior else (None, "")
-        answer = Answer(recognition, self.names(), image, self.recogniser.gallery, say_prior, say_session, localisation)
+        keyframes = 0 if self.recogniser.session is None else len(self.recogniser.session)
+        answer = Answer(recognition, self.names(), image, self.recogniser.gallery, say_prior, say_session, localisation, keyframes)
         for output in self.outputs:
             output.publish(answer)
         if say_prior and asked:
@@ -189,6 +185,7 @@ class FramePipeline:
             session_reason=session_reason,
             published=say_prior,
             session_published=say_session,
+            session_keyframes=keyframes,
             held_back=held_back,
             no_odometry=sample.reason,
             latency_s=time.monotonic() - frame.received_s,
@@ -199,8 +196,8 @@ class FramePipeline:
     def _begin_generation(self, generation: int) -> None:
         """Odometry is in a new frame: what was concluded from the old one, and the session's poses, mean nothing in it."""
         if self._generation >= 0:
-            self.recogniser.reset_session()
-            self._status.session_begun()
+            if self.recogniser.session is not None:
+                self.recogniser.reset_session()
             self.recogniser.reset()
             self.events.odometry_restarted()
         self._generation = generation

@@ -82,7 +82,7 @@ class PlaceRecognitionNode(LifecycleNode):
         self._jump_handle = self.get_clock().create_jump_callback(backwards, post_callback=self._on_clock_jump)
         # Not "_services": rclpy keeps its own there.
         self._own_services = Services(
-            self, pipeline=lambda: self._pipeline, settings=lambda: self._settings.resolved, status=self._status, reloaded=self._identify
+            self, pipeline=lambda: self._pipeline, settings=lambda: self._settings.resolved, reloaded=self._identify
         )
 
     @property

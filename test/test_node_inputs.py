@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseWithCovarianceStamped
-from live_node import CANDIDATES, POSE, listen, of_stamp, own_node, show, wait_for
+from live_node import CANDIDATES, POSE, listen, of_stamp, own_node, send_odometry, show, show_with_odometry, wait_for
 from live_ros import Graph, image_message, open_graph
-from nav_msgs.msg import Odometry
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
@@ -21,8 +20,7 @@ from tiny_artefacts import SECOND_NS, make_model, make_picture, make_street
 from visualization_msgs.msg import MarkerArray
 
 from asymvpr_core.types import Pose
-from asymvpr_ros.conversions import pose_message, stamp_message, stamp_ns
-from asymvpr_ros.place_recognition_node import PlaceRecognitionNode
+from asymvpr_ros.conversions import stamp_ns
 
 SPACING_M = 2.0
 INITIAL, GLOBAL = "initialpose", "global_pose"
@@ -42,24 +40,6 @@ def graph() -> Iterator[Graph]:
         for topic in (INITIAL, GLOBAL):
             graph.listen(PoseWithCovarianceStamped, topic)
         yield listen(graph)
-
-
-def send_odometry(graph: Graph, stamp: int, pose: Pose, *, child: str = "base_link", frame: str = "odom") -> None:
-    message = Odometry(child_frame_id=child)
-    message.header.frame_id, message.header.stamp = frame, stamp_message(stamp)
-    message.pose.pose = pose_message(pose)
-    graph.publisher(Odometry, "odom").publish(message)
-
-
-def show_with_odometry(graph: Graph, node: PlaceRecognitionNode, seed: int, before_x: float, after_x: float | None = None) -> int:
-    """Show place `seed` once, after odometry 50 ms before and 50 ms after its stamp has arrived; the frame's stamp."""
-    stamp = time.time_ns()
-    for shift_ms, x in ((-50, before_x), (50, before_x if after_x is None else after_x)):
-        send_odometry(graph, stamp + shift_ms * 1_000_000, Pose((x, 0.0, 0.0)))
-    graph.wait_until(lambda: (node._inputs.odometry.latest or (0,))[0] == stamp + 50_000_000, "odometry")
-    graph.publisher(Image, "image").publish(image_message(make_picture(seed), stamp))
-    graph.wait_until(lambda: of_stamp(graph.heard[CANDIDATES], stamp), f"candidates for place {seed}")
-    return stamp
 
 
 def test_initialpose_is_an_event_carried_to_the_newest_odometry(graph, artefacts):
