@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from rclpy.node import Node
@@ -30,14 +29,6 @@ from asymvpr_ros.outputs.localisation import InitialPoseOutput
 from asymvpr_ros.parameters import ResolvedSettings
 
 _WARNING_PERIOD_S = 5.0
-
-
-def open_recogniser(settings: ResolvedSettings) -> PlaceRecogniser:
-    """The recogniser that the parameters ask for. Raises what `PlaceRecogniser.open` raises, and OSError."""
-    gallery = settings.node.gallery_path
-    return PlaceRecogniser.open(
-        Path(gallery) if gallery else None, Path(settings.node.model_path), settings.matcher, settings.runtime, session=settings.session
-    )
 
 
 class FramePipeline:
@@ -118,7 +109,13 @@ class FramePipeline:
             self._worker.max_rate_hz = settings.node.max_rate_hz
         if (settings.matcher, settings.session) != self._recogniser_settings:
             self._recogniser_settings = (settings.matcher, settings.session)
-            self.between_frames(lambda: self.recogniser.change_settings(settings.matcher, settings.session))
+            change = self.between_frames(lambda: self.recogniser.change_settings(settings.matcher, settings.session))
+            change.add_done_callback(self._say_failed_change)
+
+    def _say_failed_change(self, change: Future[Any]) -> None:
+        """A change that was checked can still fail where another gallery was loaded since."""
+        if not change.cancelled() and change.exception() is not None:
+            self._node.get_logger().error(f"the changed settings are not in use: {change.exception()}")
 
     def names(self) -> FrameNames:
         """The frames of what is published now."""
@@ -168,7 +165,7 @@ class FramePipeline:
         asked = self.events.asked
         say_prior, prior_reason = self._announce("prior", recognition.prior, stamp, bool(asked))
         say_session, session_reason = self._announce("session", recognition.session, stamp, False)
-        localisation, held_back = self._localisation(recognition, sample) if say_prior else (None, "")
+        localisation, held_back = self._localisation(recognition, sample)
         keyframes = 0 if self.recogniser.session is None else len(self.recogniser.session)
         answer = Answer(recognition, self.names(), image, self.recogniser.gallery, say_prior, say_session, localisation, keyframes)
         for output in self.outputs:

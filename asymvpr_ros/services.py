@@ -17,7 +17,8 @@ from rclpy.node import Node
 from std_srvs.srv import SetBool, Trigger
 
 from asymvpr_core.errors import AsymvprError
-from asymvpr_ros.frame_pipeline import FramePipeline, open_recogniser
+from asymvpr_ros.configuration import open_recogniser
+from asymvpr_ros.frame_pipeline import FramePipeline
 from asymvpr_ros.parameters import ResolvedSettings
 
 # How long the executor rests at each look at a running job; images may be this late meanwhile.

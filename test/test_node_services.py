@@ -20,8 +20,8 @@ from std_srvs.srv import Trigger
 from tiny_artefacts import SECOND_NS, make_identity, make_model, make_picture, make_street
 
 from asymvpr_ros import services
+from asymvpr_ros.configuration import open_recogniser
 from asymvpr_ros.conversions import stamp_ns
-from asymvpr_ros.frame_pipeline import open_recogniser
 
 LOAD = "/place_recognition/load_gallery"
 # A driver that waits for its subscriber: nothing is lost on the way, so that the node's own losses can be counted.
