@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -79,18 +80,21 @@ def test_initialpose_is_an_event_carried_to_the_newest_odometry(graph, artefacts
 
 
 def test_a_kidnapped_robot_is_localised_anew_and_new_odometry_is_no_kidnapping(graph, artefacts):
-    with own_node(graph, artefacts, outputs=[CANDIDATES, INITIAL], relocalisation_distance_m=5.0) as node:
-        for seed in (0, 0):
-            show_with_odometry(graph, node, seed, 0.0)
+    with own_node(graph, artefacts, outputs=[CANDIDATES, INITIAL], relocalisation_distance_m=5.0, max_image_age_s=0.0) as node:
+        seconds = itertools.count(1000)
+
+        def see(seeds: list[int], odometry_x: float) -> None:
+            for seed in seeds:
+                show_with_odometry(graph, node, seed, odometry_x, stamp=next(seconds) * SECOND_NS)
+
+        see([0, 0], 0.0)
         assert len(graph.wait_until(lambda: graph.heard[INITIAL], "the first")) == 1
-        for seed in (9, 9, 9):  # 18 m away, and odometry says that nothing moved
-            show_with_odometry(graph, node, seed, 0.0)
+        see([9, 9, 9], 0.0)  # 18 m away, and odometry says that nothing moved
         graph.wait_until(lambda: len(graph.heard[INITIAL]) == 2, "the recovery")
         assert "3 matches agree that the robot is 18.0 m from where odometry put it" in node._status._words["last_localisation"]
-        for seed in (9, 9, 9, 9):
-            show_with_odometry(graph, node, seed, 5000.0)
-        values = wait_for(graph, "accepted")
-        assert int(values["odometry_restarts"]) == 1 and len(graph.heard[INITIAL]) == 2
+        see([9, 9, 9, 9], 5000.0)
+        _, _, values = graph.wait_for_status(lambda level, message, values: values["accepted"] == "9", "all frames")
+        assert values["odometry_restarts"] == "1" and len(graph.heard[INITIAL]) == 2
 
 
 def test_a_trigger_is_answered_within_the_cooldown(graph, artefacts):
