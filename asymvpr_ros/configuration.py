@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from asymvpr_core.errors import SettingsError
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
 from asymvpr_ros.conversions import cv_bridge_works
 from asymvpr_ros.outputs import OUTPUTS, TransformOutput, refusal_of
@@ -27,11 +28,22 @@ def refusal(settings: ResolvedSettings) -> str:
 
 
 def open_recogniser(settings: ResolvedSettings) -> PlaceRecogniser:
-    """The recogniser that the parameters ask for. Raises what `PlaceRecogniser.open` raises, and OSError."""
-    gallery = settings.node.gallery_path
-    return PlaceRecogniser.open(
-        Path(gallery) if gallery else None, Path(settings.node.model_path), settings.matcher, settings.runtime, session=settings.session
-    )
+    """The recogniser that the parameters ask for.
+
+    Raises:
+        SettingsError: the gallery's map frame is the robot's base frame.
+        AsymvprError, OSError: what `PlaceRecogniser.open` raises.
+    """
+    node = settings.node
+    gallery_path = Path(node.gallery_path) if node.gallery_path else None
+    recogniser = PlaceRecogniser.open(gallery_path, Path(node.model_path), settings.matcher, settings.runtime, session=settings.session)
+    gallery = recogniser.gallery
+    if gallery is not None and not node.map_frame and gallery.map_frame == node.base_frame:
+        raise SettingsError(
+            f"the poses of gallery {gallery.path} are in frame '{gallery.map_frame}', which base_frame names as the one that moves",
+            remedy="correct base_frame, or give the map's name as map_frame",
+        )
+    return recogniser
 
 
 def identity(recogniser: PlaceRecogniser, map_frame: str) -> dict[str, str]:

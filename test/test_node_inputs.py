@@ -13,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from live_node import CANDIDATES, POSE, listen, of_stamp, own_node, send_odometry, show, show_with_odometry, wait_for
 from live_ros import Graph, image_message, open_graph
+from nav_msgs.msg import Path as PathMessage
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
@@ -22,6 +23,8 @@ from visualization_msgs.msg import MarkerArray
 
 from asymvpr_core.types import Pose
 from asymvpr_ros.conversions import stamp_ns
+
+pytestmark = pytest.mark.slow
 
 SPACING_M = 2.0
 INITIAL, GLOBAL = "initialpose", "global_pose"
@@ -52,6 +55,8 @@ def test_initialpose_is_an_event_carried_to_the_newest_odometry(graph, artefacts
         wait_for(graph, "finite numbers", meanwhile=lambda: send_odometry(graph, time.time_ns(), Pose((math.nan, 0.0, 0.0))))
         wait_for(graph, "moves frame 'camera', and base_frame is 'base_link'",
                  meanwhile=lambda: send_odometry(graph, time.time_ns(), Pose((0.0, 0.0, 0.0)), child="camera"))  # fmt: skip
+        wait_for(graph, "gives the motion of frame 'base_link' in itself",
+                 meanwhile=lambda: send_odometry(graph, time.time_ns(), Pose((0.0, 0.0, 0.0)), frame="base_link"))  # fmt: skip
         assert node._inputs.odometry.latest is None and not graph.heard[INITIAL]
 
         stamp = show_with_odometry(graph, node, 4, 100.0, 101.0)
@@ -139,6 +144,10 @@ def test_a_publisher_of_another_qos_is_named_until_it_is_gone(graph, artefacts):
         graph.node.destroy_publisher(best_effort)
         show(graph, 2)
         assert wait_for(graph, "accepted")["qos_faults"] == ""
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        graph.listen(PathMessage, "loop_closure", latched)  # the node offers volatile: the listener gets nothing
+        values = wait_for(graph, "a subscriber of /loop_closure asks for another durability than this node offers")
+        assert "set qos_overrides./loop_closure.publisher.durability" in values["qos_faults"]
 
 
 def test_disabled_matching_ignores_frames_until_it_is_enabled(graph, artefacts):
@@ -176,6 +185,7 @@ def test_a_late_subscriber_sees_the_keyframes_and_a_picture_is_built_for_one(gra
         ({"gallery_path": "", "session_gallery": False}, "there is nothing to match with"),
         ({"model_path": ""}, "'model_path' is not set"),
         ({"publish_tf": True}, "tf2_msgs is not installed"),
+        ({"base_frame": "map"}, "in frame 'map', which base_frame names as the one that moves"),
     ],
 )
 def test_settings_that_cannot_work_together_are_refused_with_the_reason(graph, artefacts, values, reason, monkeypatch):

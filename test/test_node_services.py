@@ -23,6 +23,8 @@ from asymvpr_ros import services
 from asymvpr_ros.configuration import open_recogniser
 from asymvpr_ros.conversions import stamp_ns
 
+pytestmark = pytest.mark.slow
+
 LOAD = "/place_recognition/load_gallery"
 # A driver that waits for its subscriber: nothing is lost on the way, so that the node's own losses can be counted.
 RELIABLE = {"qos_overrides./image.subscription.reliability": "reliable", "qos_overrides./image.subscription.depth": 10}
