@@ -62,8 +62,11 @@ class FramePipeline:
         return self._settings().node.map_frame or (gallery.map_frame if gallery is not None else "map")
 
     def start(self, inputs: Inputs) -> None:
-        """Begin to process what `submit` is given."""
+        """Begin to process what `submit` is given, with an empty session: nobody knows what odometry did meanwhile."""
         self._inputs = inputs
+        self._generation = -1
+        if self.recogniser.session is not None:
+            self.recogniser.reset_session()
         self._forget_frames()
         self._begin_outputs()
         self._worker = FrameWorker(self._process, self._forget_frames, self._settings().node.max_rate_hz)

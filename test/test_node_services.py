@@ -158,6 +158,9 @@ def test_a_session_closes_its_own_loops_is_saved_and_is_the_next_ones_prior_gall
         show_with_odometry(graph, node, 1, 9002.0, stamp=240 * SECOND_NS)
         _, _, values = graph.wait_for_status(lambda level, message, values: values["odometry_restarts"] == "1", "the restart")
         assert values["session_keyframes"] == "2" and len(edges) == 1
+        # Nobody knows what odometry did while the node was inactive: the next activation begins a new session.
+        assert node.trigger_deactivate() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        assert len(node._pipeline.recogniser.session) == 0
     with own_node(graph, artefacts, gallery_path=str(saved), max_image_age_s=0.0, exclude_time_s=0.0) as node:
         stamp = show_with_odometry(graph, node, 4, 0.0, stamp=1000 * SECOND_NS)
         (pose,) = graph.wait_until(lambda: of_stamp(graph.heard[POSE], stamp), "a pose in the saved session")
