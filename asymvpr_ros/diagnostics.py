@@ -8,41 +8,16 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticStatus
 
 from asymvpr_core.types import Recognition
+from asymvpr_ros.camera_status import SILENCE_S, CameraStatus, CameraView, status
 
 STATUS_SUFFIX = ": place recognition"
 CAMERA_SUFFIX = ": camera "
 # Frames over which latency is taken: about 20 s of a camera at 15 Hz.
 _WINDOW = 300
 _RATE_WINDOW_S = 5.0
-_SILENCE_S = 3.0
-
-
-@dataclass
-class CameraStatus:
-    """Counts of one camera since activation."""
-
-    received: int = 0
-    received_s: float | None = None
-    ignored: int = 0
-    processed: int = 0
-    stale: int = 0
-    failed: int = 0
-    image_age_s: float | None = None
-    skip_reason: str = ""
-
-
-@dataclass(frozen=True)
-class CameraView:
-    """What the graph and the worker know of one camera at the time of a report."""
-
-    topic: str
-    publishers: int
-    superseded: int = 0
-    rate_limited: int = 0
-    qos_fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,6 +107,7 @@ class NodeStatus:
         session_reason: str,
         published: bool,
         session_published: bool,
+        session_keyframes: int,
         held_back: str,
         no_odometry: str,
         latency_s: float,
@@ -144,7 +120,7 @@ class NodeStatus:
             self._camera(camera).image_age_s = image_age_s
             self._counts["published"] += published
             self._counts["session_published"] += session_published
-            self._counts["session_keyframes"] += recognition.keyframe_added
+            self._counts["session_keyframes"] = session_keyframes
             if prior is not None:
                 self._counts["accepted" if prior.accepted else "rejected"] += 1
                 self._words["last_accept_reason" if prior.accepted else "last_reject_reason"] = prior_reason
@@ -163,11 +139,6 @@ class NodeStatus:
         with self._lock:
             self._counts["localisations"] += 1
             self._words["last_localisation"] = reason
-
-    def session_begun(self) -> None:
-        """The session gallery is empty again."""
-        with self._lock:
-            self._counts["session_keyframes"] = 0
 
     def odometry_received(self) -> None:
         """A good odometry message has come in."""
@@ -195,7 +166,10 @@ class NodeStatus:
         """The statuses to publish now: the node's, and one for each camera."""
         with self._lock:
             level, message = self._summary(view)
-            cameras = [self._camera_report(name, camera) for name, camera in view.cameras.items()]
+            cameras = [
+                self._camera(n).report(f"{self._node}{CAMERA_SUFFIX}{n or 'image'}", v, self._state, self._begun_s)
+                for n, v in view.cameras.items()
+            ]
             self._skipped_since_report, self._odometry_fault_since_report = None, ""
             counts = [self._camera(name) for name in view.cameras]
             ages = [c.image_age_s for c in counts if c.image_age_s is not None]
@@ -224,7 +198,7 @@ class NodeStatus:
                 "qos_faults": "; ".join(view.qos_faults),
                 **self._words,
             }
-        return [_status(level, self._node + STATUS_SUFFIX, message, topics, values), *cameras]
+        return [status(level, self._node + STATUS_SUFFIX, message, topics, values), *cameras]
 
     def _camera(self, name: str) -> CameraStatus:
         return self._cameras.setdefault(name, CameraStatus())
@@ -243,7 +217,7 @@ class NodeStatus:
         faults = [
             f"frame skipped: {self._skipped_since_report}" if self._skipped_since_report is not None else "",
             *view.qos_faults,
-            *(self._silence(name, camera) for name, camera in view.cameras.items()),
+            *(self._camera(name).silence(camera, self._begun_s) for name, camera in view.cameras.items()),
             f"initialpose is held back: {self._words['held_back']}" if self._words["held_back"] else "",
             self._odometry_fault_since_report or self._words["odometry_fault"],
             self._missing_odometry(view),
@@ -255,39 +229,11 @@ class NodeStatus:
         topics = ", ".join(camera.topic for camera in view.cameras.values())
         return DiagnosticStatus.OK, reason or f"waiting for the first image on {topics}"
 
-    def _silence(self, name: str, camera: CameraView) -> str:
-        received_s = self._camera(name).received_s
-        silent_s = time.monotonic() - (self._begun_s if received_s is None else received_s)
-        if silent_s <= _SILENCE_S:
-            return ""
-        who = "nobody publishes it" if camera.publishers == 0 else f"{camera.publishers} publishers offer it"
-        return f"no image on {camera.topic} for {silent_s:.0f} s; {who}"
-
     def _missing_odometry(self, view: NodeView) -> str:
-        if not view.needs_odometry or self._counts["odometry_received"] or time.monotonic() - self._begun_s <= _SILENCE_S:
+        if not view.needs_odometry or self._counts["odometry_received"] or time.monotonic() - self._begun_s <= SILENCE_S:
             return ""
         who = "nobody publishes it" if view.odometry_publishers == 0 else f"{view.odometry_publishers} publishers offer it"
         return f"no odometry on {view.odometry_topic}, which {view.needs_odometry} needs; {who}"
-
-    def _camera_report(self, name: str, view: CameraView) -> DiagnosticStatus:
-        counts = self._camera(name)
-        fault = view.qos_fault or (self._silence(name, view) if self._state == "active" else "")
-        values = {
-            "image_topic": view.topic,
-            "image_publishers": view.publishers,
-            "frames_received": counts.received,
-            "frames_ignored": counts.ignored,
-            "frames_processed": counts.processed,
-            "frames_dropped": view.superseded,
-            "frames_rate_limited": view.rate_limited,
-            "frames_stale": counts.stale,
-            "frames_failed": counts.failed,
-            "image_age_s": "" if counts.image_age_s is None else f"{counts.image_age_s:.3f}",
-            "last_skip_reason": counts.skip_reason,
-        }
-        level = DiagnosticStatus.WARN if fault or self._state != "active" else DiagnosticStatus.OK
-        message = fault or (f"{counts.processed} of {counts.received} images matched" if self._state == "active" else self._state)
-        return _status(level, f"{self._node}{CAMERA_SUFFIX}{name or 'image'}", message, view.topic, values)
 
     def _rate_hz(self) -> float:
         """Frames finished in the last seconds, per second."""
@@ -301,8 +247,3 @@ class NodeStatus:
 
 def _decision(accepted: bool, reason: str) -> str:
     return ("accepted: " if accepted else "rejected: ") + reason
-
-
-def _status(level: bytes, name: str, message: str, hardware: str, values: dict[str, object]) -> DiagnosticStatus:
-    pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
-    return DiagnosticStatus(level=level, name=name, message=message, hardware_id=hardware, values=pairs)

@@ -9,13 +9,11 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from rclpy.node import Node
 
 from asymvpr_core.errors import AsymvprError
-from asymvpr_core.manifest import check_pair
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
 from asymvpr_core.types import MatchResult, QueryFrame, Recognition
 from asymvpr_ros.conversions import rgb_of, stamp_ns
@@ -31,14 +29,6 @@ from asymvpr_ros.outputs.localisation import InitialPoseOutput
 from asymvpr_ros.parameters import ResolvedSettings
 
 _WARNING_PERIOD_S = 5.0
-
-
-def open_recogniser(settings: ResolvedSettings) -> PlaceRecogniser:
-    """The recogniser that the parameters ask for. Raises what `PlaceRecogniser.open` raises, and OSError."""
-    gallery = settings.node.gallery_path
-    return PlaceRecogniser.open(
-        Path(gallery) if gallery else None, Path(settings.node.model_path), settings.matcher, settings.runtime, session=settings.session
-    )
 
 
 class FramePipeline:
@@ -72,8 +62,11 @@ class FramePipeline:
         return self._settings().node.map_frame or (gallery.map_frame if gallery is not None else "map")
 
     def start(self, inputs: Inputs) -> None:
-        """Begin to process what `submit` is given."""
+        """Begin to process what `submit` is given, with an empty session: nobody knows what odometry did meanwhile."""
         self._inputs = inputs
+        self._generation = -1
+        if self.recogniser.session is not None:
+            self.recogniser.reset_session()
         self._forget_frames()
         self._begin_outputs()
         self._worker = FrameWorker(self._process, self._forget_frames, self._settings().node.max_rate_hz)
@@ -108,11 +101,7 @@ class FramePipeline:
         Raises:
             ArtefactError: it is of another pair than the model in use, whose folder may have changed since.
         """
-        ours, settings = self.recogniser, self._settings()
-        if other.gallery is not None:
-            check_pair(other.gallery.manifest, ours.model.manifest, other.gallery.path, ours.model.path)
-        ours.gallery, ours.index, ours.matcher = other.gallery, other.index, other.matcher
-        ours.change_settings(settings.matcher, settings.session)  # they may have changed while it was read
+        self.recogniser.use_gallery_of(other)
         self._forget_frames()
         self._begin_outputs()
 
@@ -123,7 +112,13 @@ class FramePipeline:
             self._worker.max_rate_hz = settings.node.max_rate_hz
         if (settings.matcher, settings.session) != self._recogniser_settings:
             self._recogniser_settings = (settings.matcher, settings.session)
-            self.between_frames(lambda: self.recogniser.change_settings(settings.matcher, settings.session))
+            change = self.between_frames(lambda: self.recogniser.change_settings(settings.matcher, settings.session))
+            change.add_done_callback(self._say_failed_change)
+
+    def _say_failed_change(self, change: Future[Any]) -> None:
+        """A change that was checked can still fail where another gallery was loaded since."""
+        if not change.cancelled() and change.exception() is not None:
+            self._node.get_logger().error(f"the changed settings are not in use: {change.exception()}")
 
     def names(self) -> FrameNames:
         """The frames of what is published now."""
@@ -173,8 +168,9 @@ class FramePipeline:
         asked = self.events.asked
         say_prior, prior_reason = self._announce("prior", recognition.prior, stamp, bool(asked))
         say_session, session_reason = self._announce("session", recognition.session, stamp, False)
-        localisation, held_back = self._localisation(recognition, sample) if say_prior else (None, "")
-        answer = Answer(recognition, self.names(), image, self.recogniser.gallery, say_prior, say_session, localisation)
+        localisation, held_back = self._localisation(recognition, sample)
+        keyframes = 0 if self.recogniser.session is None else len(self.recogniser.session)
+        answer = Answer(recognition, self.names(), image, self.recogniser.gallery, say_prior, say_session, localisation, keyframes)
         for output in self.outputs:
             output.publish(answer)
         if say_prior and asked:
@@ -189,6 +185,7 @@ class FramePipeline:
             session_reason=session_reason,
             published=say_prior,
             session_published=say_session,
+            session_keyframes=keyframes,
             held_back=held_back,
             no_odometry=sample.reason,
             latency_s=time.monotonic() - frame.received_s,
@@ -199,8 +196,8 @@ class FramePipeline:
     def _begin_generation(self, generation: int) -> None:
         """Odometry is in a new frame: what was concluded from the old one, and the session's poses, mean nothing in it."""
         if self._generation >= 0:
-            self.recogniser.reset_session()
-            self._status.session_begun()
+            if self.recogniser.session is not None:
+                self.recogniser.reset_session()
             self.recogniser.reset()
             self.events.odometry_restarted()
         self._generation = generation

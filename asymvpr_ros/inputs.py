@@ -98,10 +98,13 @@ class Inputs:
     def _on_odometry(self, message: Odometry) -> None:
         frame, child = message.header.frame_id or "odom", message.child_frame_id
         expected = self._settings.base_frame
+        fault = ""
         if expected and child and child != expected:
-            self._status.odometry_refused(
-                f"{self.odometry_topic} moves frame '{child}', and base_frame is '{expected}'; set base_frame, or remap 'odom'"
-            )
+            fault = f"moves frame '{child}', and base_frame is '{expected}'; set base_frame, or remap 'odom'"
+        elif frame == child:
+            fault = f"gives the motion of frame '{frame}' in itself; its publisher must name two frames"
+        if fault:
+            self._status.odometry_refused(f"{self.odometry_topic} {fault}")
             return
         if self.odometry_frame and (frame, child) != (self.odometry_frame, self._child_frame):
             reason = f"odometry changed from '{self.odometry_frame}' and '{self._child_frame}' to '{frame}' and '{child}'"

@@ -24,13 +24,12 @@ from rclpy.logging import get_logger
 from std_msgs.msg import Header
 
 from asymvpr_core.errors import AsymvprError
-from asymvpr_core.retrieval.recogniser import PlaceRecogniser
-from asymvpr_ros.conversions import cv_bridge_works
+from asymvpr_ros.configuration import identity, open_recogniser, refusal
 from asymvpr_ros.diagnostics import CameraView, NodeStatus, NodeView
-from asymvpr_ros.frame_pipeline import FramePipeline, open_recogniser
+from asymvpr_ros.frame_pipeline import FramePipeline
 from asymvpr_ros.frame_worker import Frame
 from asymvpr_ros.inputs import ODOMETRY, Inputs, image_topic
-from asymvpr_ros.outputs import OUTPUTS, TransformOutput, destroy_outputs, make_outputs, refusal_of
+from asymvpr_ros.outputs import TransformOutput, destroy_outputs, make_outputs
 from asymvpr_ros.parameters import NodeParameters, ResolvedSettings
 from asymvpr_ros.qos import QosFaults
 from asymvpr_ros.services import Services
@@ -82,7 +81,7 @@ class PlaceRecognitionNode(LifecycleNode):
         self._jump_handle = self.get_clock().create_jump_callback(backwards, post_callback=self._on_clock_jump)
         # Not "_services": rclpy keeps its own there.
         self._own_services = Services(
-            self, pipeline=lambda: self._pipeline, settings=lambda: self._settings.resolved, status=self._status, reloaded=self._identify
+            self, pipeline=lambda: self._pipeline, settings=lambda: self._settings.resolved, reloaded=self._identify
         )
 
     @property
@@ -101,7 +100,7 @@ class PlaceRecognitionNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Open gallery and model, make the publishers; a refusal keeps its reason in log and diagnostics."""
         settings = self._settings.resolved
-        if reason := _refusal(settings):
+        if reason := refusal(settings):
             return self._refuse(reason)
         try:
             recogniser = open_recogniser(settings)
@@ -192,7 +191,7 @@ class PlaceRecognitionNode(LifecycleNode):
         """Tell log and diagnostics which gallery and model are in use."""
         if self._pipeline is not None:
             recogniser, map_frame = self._pipeline.recogniser, self._pipeline.map_frame
-            self._status.identify(_identity(recogniser, map_frame))
+            self._status.identify(identity(recogniser, map_frame))
             gallery = recogniser.gallery
             what = "no prior gallery" if gallery is None else f"gallery {gallery.path}: {len(gallery)} keyframes in frame '{map_frame}'"
             self.get_logger().info(f"{what}, network {recogniser.model.manifest.gallery_network}")
@@ -258,41 +257,6 @@ class PlaceRecognitionNode(LifecycleNode):
             waiting_for=pipeline.events.asked if pipeline is not None else "",
             qos_faults=list(faults.values()),
         )
-
-
-def _refusal(settings: ResolvedSettings) -> str:
-    """Why these settings cannot work together; empty where they can."""
-    node, session = settings.node, settings.session.session_gallery
-    if not node.model_path:  # an empty path would mean the working directory
-        return "parameter 'model_path' is not set; give the folder with '-p model_path:=DIR' or in the parameter file"
-    if not node.gallery_path and not session:
-        return (
-            "parameter 'gallery_path' is not set and the session gallery is off: there is nothing to match with; "
-            "give the folder with '-p gallery_path:=DIR', or set session_gallery to true"
-        )
-    if "global_pose" in node.outputs and not node.base_frame:
-        return "output global_pose carries the name of the robot's frame, and parameter 'base_frame' is not set; set it"
-    kinds = [OUTPUTS[name] for name in node.outputs] + ([TransformOutput] if node.publish_tf else [])
-    return refusal_of(kinds, prior=bool(node.gallery_path), session=session)
-
-
-def _identity(recogniser: PlaceRecogniser, map_frame: str) -> dict[str, str]:
-    """Which gallery and which model, in words for diagnostics."""
-    gallery, model = recogniser.gallery, recogniser.model
-    network = model.manifest.gallery_network
-    return {
-        "pair_id": network.pair_id,
-        "gallery": "" if gallery is None else str(gallery.path),
-        "gallery_created": "" if gallery is None else gallery.manifest.created,
-        "gallery_sha256": "" if gallery is None else (gallery.manifest.manifest_sha256 or "")[:12],
-        "gallery_network": network.name,
-        "gallery_keyframes": "0" if gallery is None else str(len(gallery)),
-        "model": str(model.path),
-        "model_created": model.manifest.created,
-        "model_sha256": (model.manifest.manifest_sha256 or "")[:12],
-        "map_frame": map_frame,
-        "image_conversion": "cv_bridge" if cv_bridge_works() else "asymvpr_core",
-    }
 
 
 def main(args: list[str] | None = None) -> int:

@@ -17,8 +17,8 @@ from rclpy.node import Node
 from std_srvs.srv import SetBool, Trigger
 
 from asymvpr_core.errors import AsymvprError
-from asymvpr_ros.diagnostics import NodeStatus
-from asymvpr_ros.frame_pipeline import FramePipeline, open_recogniser
+from asymvpr_ros.configuration import open_recogniser
+from asymvpr_ros.frame_pipeline import FramePipeline
 from asymvpr_ros.parameters import ResolvedSettings
 
 # How long the executor rests at each look at a running job; images may be this late meanwhile.
@@ -33,7 +33,6 @@ class Services:
     Args:
         pipeline: gives the pipeline while the node is configured, else None.
         settings: gives the settings as they are now.
-        status: hears of a new session.
         reloaded: called after another gallery was taken into use.
     """
 
@@ -43,10 +42,9 @@ class Services:
         *,
         pipeline: Callable[[], FramePipeline | None],
         settings: Callable[[], ResolvedSettings],
-        status: NodeStatus,
         reloaded: Callable[[], None],
     ):
-        self._pipeline, self._settings, self._status, self._reloaded = pipeline, settings, status, reloaded
+        self._pipeline, self._settings, self._reloaded = pipeline, settings, reloaded
         self._logger = node.get_logger()
         # A group of their own: a service that waits must not hold the subscriptions.
         group = MutuallyExclusiveCallbackGroup()
@@ -88,7 +86,6 @@ class Services:
     async def _reset_session(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         def reset(pipeline: FramePipeline) -> str:
             pipeline.recogniser.reset_session()
-            self._status.session_begun()
             return "the session gallery is empty"
 
         return await self._with_session(response, reset)
@@ -99,7 +96,7 @@ class Services:
             return _answer(response, "parameter 'session_path' is not set; set it to the folder to write", "")
 
         def save(pipeline: FramePipeline) -> str:
-            return f"the session gallery is in {pipeline.recogniser.save_session(Path(path))}"
+            return f"the session gallery is in {pipeline.recogniser.save_session(Path(path), pipeline.names().odom)}"
 
         return await self._with_session(response, save)
 

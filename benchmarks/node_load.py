@@ -22,11 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
 import numpy as np
 from machine import describe
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILE = REPOSITORY / "config" / "fastdds_shm.xml"
 # width, height, rate of each camera [Hz], cameras
 STREAMS = ((640, 480, 30.0, 1), (1920, 1080, 15.0, 1), (640, 480, 30.0, 4))

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from geometry_msgs.msg import PoseArray, PoseWithCovarianceStamped
 from live_ros import Graph, image_message
+from nav_msgs.msg import Odometry
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from tiny_artefacts import make_picture, revisit
 
-from asymvpr_ros.conversions import stamp_ns
+from asymvpr_core.types import Pose
+from asymvpr_ros.conversions import pose_message, stamp_message, stamp_ns
 from asymvpr_ros.place_recognition_node import PlaceRecognitionNode
 
 POSE, CANDIDATES = "place_match/pose", "place_match/candidates"
@@ -62,6 +64,34 @@ def show(graph: Graph, seed: int, *, topic: str = "image") -> int:
         return next((stamp for m in graph.heard[CANDIDATES] if (stamp := stamp_ns(m.header.stamp)) in stamps), None)
 
     return graph.wait_until(answered, f"candidates for place {seed}", meanwhile=publish)
+
+
+def send_odometry(graph: Graph, stamp: int, pose: Pose, *, child: str = "base_link", frame: str = "odom") -> None:
+    message = Odometry(child_frame_id=child)
+    message.header.frame_id, message.header.stamp = frame, stamp_message(stamp)
+    message.pose.pose = pose_message(pose)
+    graph.publisher(Odometry, "odom").publish(message)
+
+
+def show_with_odometry(
+    graph: Graph, node: PlaceRecognitionNode, seed: int, before_x: float, after_x: float | None = None, *, stamp: int | None = None
+) -> int:
+    """Show place `seed` once, after odometry 50 ms before and 50 ms after its stamp has arrived; the frame's stamp."""
+    stamp = time.time_ns() if stamp is None else stamp
+    processed = processed_frames(node)
+    for shift_ms, x in ((-50, before_x), (50, before_x if after_x is None else after_x)):
+        send_odometry(graph, stamp + shift_ms * 1_000_000, Pose((x, 0.0, 0.0)))
+    graph.wait_until(lambda: (node._inputs.odometry.latest or (0,))[0] == stamp + 50_000_000, "odometry")
+    graph.publisher(Image, "image").publish(image_message(make_picture(seed), stamp))
+    graph.wait_until(lambda: processed_frames(node) > processed, f"an answer for place {seed}")
+    if node._pipeline.recogniser.gallery is not None:
+        graph.wait_until(lambda: of_stamp(graph.heard[CANDIDATES], stamp), f"candidates for place {seed}")
+    return stamp
+
+
+def processed_frames(node: PlaceRecognitionNode) -> int:
+    """How many frames the node has matched."""
+    return sum(camera.processed for camera in list(node._status._cameras.values()))
 
 
 def wait_for(graph: Graph, text: str, **options) -> dict[str, str]:

@@ -82,3 +82,17 @@ def test_memory_bank(tmp_path: Path):
     assert [row["order"] for row in record["memory"]] == ["in order", "shuffled"] * 2
     assert "| lists, torch bfloat16 |" in text and "400 (extrapolated)" in text
     assert [path.name for path in tmp_path.iterdir()] == ["bank.json"]
+
+
+def test_node_load(tmp_path: Path):
+    pytest.importorskip("rclpy", reason="needs ROS 2")
+    from tiny_artefacts import make_model, make_street
+
+    gallery, model = make_street(tmp_path / "gallery"), make_model(tmp_path / "model")
+    text = run(
+        "node_load.py", "--gallery", gallery, "--model", model, "--seconds", 1, "--streams", 1, "--out", tmp_path / "load.json"
+    )  # fmt: skip
+    (row,) = json.loads((tmp_path / "load.json").read_text())["streams"]
+    assert "| 640x480 at 30 Hz | 30 |" in text and row["sent"] == 30
+    assert row["sent"] >= row["received"] >= row["processed"] + row["dropped"] > 0 and row["failed"] == 0
+    assert row["latency_ms_p95"] >= row["latency_ms_p50"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseWithCovarianceStamped
-from live_node import CANDIDATES, POSE, listen, of_stamp, own_node, show, wait_for
+from live_node import CANDIDATES, POSE, listen, of_stamp, own_node, send_odometry, show, show_with_odometry, wait_for
 from live_ros import Graph, image_message, open_graph
-from nav_msgs.msg import Odometry
+from nav_msgs.msg import Path as PathMessage
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
@@ -21,8 +22,9 @@ from tiny_artefacts import SECOND_NS, make_model, make_picture, make_street
 from visualization_msgs.msg import MarkerArray
 
 from asymvpr_core.types import Pose
-from asymvpr_ros.conversions import pose_message, stamp_message, stamp_ns
-from asymvpr_ros.place_recognition_node import PlaceRecognitionNode
+from asymvpr_ros.conversions import stamp_ns
+
+pytestmark = pytest.mark.slow
 
 SPACING_M = 2.0
 INITIAL, GLOBAL = "initialpose", "global_pose"
@@ -44,24 +46,6 @@ def graph() -> Iterator[Graph]:
         yield listen(graph)
 
 
-def send_odometry(graph: Graph, stamp: int, pose: Pose, *, child: str = "base_link", frame: str = "odom") -> None:
-    message = Odometry(child_frame_id=child)
-    message.header.frame_id, message.header.stamp = frame, stamp_message(stamp)
-    message.pose.pose = pose_message(pose)
-    graph.publisher(Odometry, "odom").publish(message)
-
-
-def show_with_odometry(graph: Graph, node: PlaceRecognitionNode, seed: int, before_x: float, after_x: float | None = None) -> int:
-    """Show place `seed` once, after odometry 50 ms before and 50 ms after its stamp has arrived; the frame's stamp."""
-    stamp = time.time_ns()
-    for shift_ms, x in ((-50, before_x), (50, before_x if after_x is None else after_x)):
-        send_odometry(graph, stamp + shift_ms * 1_000_000, Pose((x, 0.0, 0.0)))
-    graph.wait_until(lambda: (node._inputs.odometry.latest or (0,))[0] == stamp + 50_000_000, "odometry")
-    graph.publisher(Image, "image").publish(image_message(make_picture(seed), stamp))
-    graph.wait_until(lambda: of_stamp(graph.heard[CANDIDATES], stamp), f"candidates for place {seed}")
-    return stamp
-
-
 def test_initialpose_is_an_event_carried_to_the_newest_odometry(graph, artefacts):
     with own_node(graph, artefacts, outputs=ALL_PRIOR, base_frame="base_link") as node:
         show(graph, 3)
@@ -71,6 +55,8 @@ def test_initialpose_is_an_event_carried_to_the_newest_odometry(graph, artefacts
         wait_for(graph, "finite numbers", meanwhile=lambda: send_odometry(graph, time.time_ns(), Pose((math.nan, 0.0, 0.0))))
         wait_for(graph, "moves frame 'camera', and base_frame is 'base_link'",
                  meanwhile=lambda: send_odometry(graph, time.time_ns(), Pose((0.0, 0.0, 0.0)), child="camera"))  # fmt: skip
+        wait_for(graph, "gives the motion of frame 'base_link' in itself",
+                 meanwhile=lambda: send_odometry(graph, time.time_ns(), Pose((0.0, 0.0, 0.0)), frame="base_link"))  # fmt: skip
         assert node._inputs.odometry.latest is None and not graph.heard[INITIAL]
 
         stamp = show_with_odometry(graph, node, 4, 100.0, 101.0)
@@ -99,18 +85,21 @@ def test_initialpose_is_an_event_carried_to_the_newest_odometry(graph, artefacts
 
 
 def test_a_kidnapped_robot_is_localised_anew_and_new_odometry_is_no_kidnapping(graph, artefacts):
-    with own_node(graph, artefacts, outputs=[CANDIDATES, INITIAL], relocalisation_distance_m=5.0) as node:
-        for seed in (0, 0):
-            show_with_odometry(graph, node, seed, 0.0)
+    with own_node(graph, artefacts, outputs=[CANDIDATES, INITIAL], relocalisation_distance_m=5.0, max_image_age_s=0.0) as node:
+        seconds = itertools.count(1000)
+
+        def see(seeds: list[int], odometry_x: float) -> None:
+            for seed in seeds:
+                show_with_odometry(graph, node, seed, odometry_x, stamp=next(seconds) * SECOND_NS)
+
+        see([0, 0], 0.0)
         assert len(graph.wait_until(lambda: graph.heard[INITIAL], "the first")) == 1
-        for seed in (9, 9, 9):  # 18 m away, and odometry says that nothing moved
-            show_with_odometry(graph, node, seed, 0.0)
+        see([9, 9, 9], 0.0)  # 18 m away, and odometry says that nothing moved
         graph.wait_until(lambda: len(graph.heard[INITIAL]) == 2, "the recovery")
         assert "3 matches agree that the robot is 18.0 m from where odometry put it" in node._status._words["last_localisation"]
-        for seed in (9, 9, 9, 9):
-            show_with_odometry(graph, node, seed, 5000.0)
-        values = wait_for(graph, "accepted")
-        assert int(values["odometry_restarts"]) == 1 and len(graph.heard[INITIAL]) == 2
+        see([9, 9, 9, 9], 5000.0)
+        _, _, values = graph.wait_for_status(lambda level, message, values: values["accepted"] == "9", "all frames")
+        assert values["odometry_restarts"] == "1" and len(graph.heard[INITIAL]) == 2
 
 
 def test_a_trigger_is_answered_within_the_cooldown(graph, artefacts):
@@ -155,6 +144,10 @@ def test_a_publisher_of_another_qos_is_named_until_it_is_gone(graph, artefacts):
         graph.node.destroy_publisher(best_effort)
         show(graph, 2)
         assert wait_for(graph, "accepted")["qos_faults"] == ""
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        graph.listen(PathMessage, "loop_closure", latched)  # the node offers volatile: the listener gets nothing
+        values = wait_for(graph, "a subscriber of /loop_closure asks for another durability than this node offers")
+        assert "set qos_overrides./loop_closure.publisher.durability" in values["qos_faults"]
 
 
 def test_disabled_matching_ignores_frames_until_it_is_enabled(graph, artefacts):
@@ -192,6 +185,7 @@ def test_a_late_subscriber_sees_the_keyframes_and_a_picture_is_built_for_one(gra
         ({"gallery_path": "", "session_gallery": False}, "there is nothing to match with"),
         ({"model_path": ""}, "'model_path' is not set"),
         ({"publish_tf": True}, "tf2_msgs is not installed"),
+        ({"base_frame": "map"}, "in frame 'map', which base_frame names as the one that moves"),
     ],
 )
 def test_settings_that_cannot_work_together_are_refused_with_the_reason(graph, artefacts, values, reason, monkeypatch):

@@ -9,17 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live_node import CANDIDATES, POSE, listen, of_stamp, own_node, show
+from live_node import CANDIDATES, POSE, listen, of_stamp, own_node, show, show_with_odometry
 from live_ros import Graph, RosProcess, image_message, open_graph, parameters
+from nav_msgs.msg import Path as PathMessage
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
+from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
-from tiny_artefacts import make_identity, make_model, make_picture, make_street
+from tiny_artefacts import SECOND_NS, make_identity, make_model, make_picture, make_street
 
 from asymvpr_ros import services
+from asymvpr_ros.configuration import open_recogniser
 from asymvpr_ros.conversions import stamp_ns
-from asymvpr_ros.frame_pipeline import open_recogniser
+
+pytestmark = pytest.mark.slow
 
 LOAD = "/place_recognition/load_gallery"
 # A driver that waits for its subscriber: nothing is lost on the way, so that the node's own losses can be counted.
@@ -113,6 +117,70 @@ def test_session_services_say_what_is_missing(graph, artefacts):
         for service in ("save_session", "reset_session"):
             answer = graph.call(Trigger, f"/place_recognition/{service}", Trigger.Request())
             assert not answer.success and "session gallery is off" in answer.message
+
+
+SESSION = {
+    "gallery_path": "", "session_gallery": True, "exclude_keyframes": 2, "exclude_distance_m": 5.0, "max_image_age_s": 0.0,
+    "outputs": ["loop_closure", "lio_loop/loop_closure_detection", "place_match/markers"],
+}  # fmt: skip
+
+
+def drive(graph: Graph, node, seeds: list[int], begin_s: int) -> None:
+    """Show the places, 10 s and 2 m apart, as odometry says too."""
+    for step, seed in enumerate(seeds):
+        show_with_odometry(graph, node, seed, 2.0 * seed, stamp=(begin_s + 10 * step) * SECOND_NS)
+
+
+def test_a_session_closes_its_own_loops_is_saved_and_is_the_next_ones_prior_gallery(graph, artefacts, tmp_path):
+    edges, pairs = graph.listen(PathMessage, "loop_closure"), graph.listen(Float64MultiArray, "lio_loop/loop_closure_detection")
+    saved = tmp_path / "session"
+    with own_node(graph, artefacts, **SESSION, session_path=str(saved)) as node:
+        drive(graph, node, [0, 1, 2, 3, 4, 5], begin_s=100)
+        assert not edges and not pairs
+        drive(graph, node, [0], begin_s=160)
+        (edge,) = graph.wait_until(lambda: edges, "the loop closure")
+        assert edge.header.frame_id == "odom"  # no map is known: the poses are odometry's
+        assert [stamp_ns(pose.header.stamp) for pose in edge.poses] == [100 * SECOND_NS, 160 * SECOND_NS]
+        assert [pose.pose.position.x for pose in edge.poses] == pytest.approx([0.0, 0.0])
+        assert list(graph.wait_until(lambda: pairs, "LIO-SAM's pair")[0].data) == [160.0, 100.0]
+        _, _, values = graph.wait_for_status(lambda level, message, values: values["session_published"] == "1", "the count")
+        assert (values["session_keyframes"], values["gallery"]) == ("7", "") and "accepted" in values["last_session_reason"]
+        answer = graph.call(Trigger, "/place_recognition/save_session", Trigger.Request())
+        assert answer.success and str(saved) in answer.message
+        again = graph.call(Trigger, "/place_recognition/save_session", Trigger.Request())
+        assert not again.success and "exists" in again.message
+        assert graph.call(Trigger, "/place_recognition/reset_session", Trigger.Request()).success
+        drive(graph, node, [0], begin_s=170)
+        assert len(edges) == 1  # nothing is left to close a loop with
+        # Odometry that jumps is in another frame: the session must not mix the two.
+        drive(graph, node, [1, 2, 3, 4, 5], begin_s=180)
+        show_with_odometry(graph, node, 0, 9000.0, stamp=230 * SECOND_NS)
+        show_with_odometry(graph, node, 1, 9002.0, stamp=240 * SECOND_NS)
+        _, _, values = graph.wait_for_status(lambda level, message, values: values["odometry_restarts"] == "1", "the restart")
+        assert values["session_keyframes"] == "2" and len(edges) == 1
+        # Nobody knows what odometry did while the node was inactive: the next activation begins a new session.
+        assert node.trigger_deactivate() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        assert len(node._pipeline.recogniser.session) == 0
+    with own_node(graph, artefacts, gallery_path=str(saved), max_image_age_s=0.0, exclude_time_s=0.0) as node:
+        stamp = show_with_odometry(graph, node, 4, 0.0, stamp=1000 * SECOND_NS)
+        (pose,) = graph.wait_until(lambda: of_stamp(graph.heard[POSE], stamp), "a pose in the saved session")
+        assert (pose.header.frame_id, pose.pose.pose.position.x) == ("odom", pytest.approx(8.0))
+
+
+def test_a_session_is_kept_when_a_prior_gallery_is_loaded_beside_it(graph, artefacts, tmp_path):
+    edges = graph.listen(PathMessage, "loop_closure")
+    other = make_street(tmp_path / "other", map_frame="other_map")
+    outputs = ["loop_closure", CANDIDATES, POSE]
+    with own_node(graph, artefacts, **{**SESSION, "gallery_path": str(artefacts[0]), "outputs": outputs}) as node:
+        drive(graph, node, [0, 1, 2, 3, 4, 5], begin_s=100)
+        set_path(node, "gallery_path", other)
+        assert graph.call(Trigger, LOAD, Trigger.Request()).success
+        drive(graph, node, [0], begin_s=160)
+        stamp = 160 * SECOND_NS
+        frames = graph.wait_until(
+            lambda: found if len(found := {e.header.frame_id for e in of_stamp(edges, stamp)}) == 2 else None, "both edges"
+        )
+        assert frames == {"other_map", "odom"}
 
 
 def test_services_of_an_inactive_node(graph, artefacts, tmp_path):

@@ -132,7 +132,7 @@ def test_markers_show_keyframes_once_and_matches_as_they_come(node, tmp_path):
     output.publish(answer_at(accepted=False))
     assert len(sent[0]) == 1
     answer = answer_at()
-    output.publish(replace(answer, recognition=replace(answer.recognition, keyframe_added=True)))
+    output.publish(replace(answer, recognition=replace(answer.recognition, keyframe_added=True), session_keyframes=1))
     shown = {marker.ns: marker for marker in sent[0][1].markers}
     assert [(p.x, p.y) for p in shown["matches"].points] == [(10.0, 2.0)]
     assert (shown["session_keyframes"].header.frame_id, len(shown["session_keyframes"].points)) == ("odom", 1)

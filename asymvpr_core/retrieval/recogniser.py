@@ -12,7 +12,7 @@ import numpy as np
 
 from asymvpr_core.config import MatcherSettings, RuntimeSettings, SessionSettings
 from asymvpr_core.deploy.runtime import QueryModel
-from asymvpr_core.errors import RetrievalError, SettingsError
+from asymvpr_core.errors import AsymvprError, RetrievalError, SettingsError
 from asymvpr_core.gallery.store import INDEX, Gallery
 from asymvpr_core.manifest import check_pair, is_own_session, query_identity
 from asymvpr_core.retrieval.bayes import Likelihood
@@ -166,6 +166,25 @@ class PlaceRecogniser:
         else:
             self.session.change_settings(matcher, resolved)
         self.matcher, self.matcher_settings, self.session_settings = prior, matcher, session
+
+    def use_gallery_of(self, other: PlaceRecogniser) -> None:
+        """Take the prior gallery of another recogniser into use from the next frame on; this session's keyframes stay.
+
+        Raises:
+            ArtefactError: it is of another pair than this model.
+            RetrievalError: the other has no prior gallery, or these settings cannot be used with it; the old one stays.
+        """
+        if other.gallery is None:
+            raise RetrievalError("there is no prior gallery to take over", remedy="open one")
+        check_pair(other.gallery.manifest, self.model.manifest, other.gallery.path, self.model.path)
+        before = (self.gallery, self.index, self._likelihood, self._light_prior)
+        self.gallery, self.index = other.gallery, other.index
+        self._likelihood, self._light_prior = other._likelihood, other._light_prior
+        try:
+            self.change_settings(self.matcher_settings, self.session_settings)
+        except AsymvprError:
+            self.gallery, self.index, self._likelihood, self._light_prior = before
+            raise
 
     def _prior_matcher(self, matcher: MatcherSettings, session: SessionSettings) -> Matcher:
         assert self.gallery is not None

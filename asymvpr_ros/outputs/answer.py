@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from std_msgs.msg import Header
 
 from asymvpr_core.gallery.store import Gallery
-from asymvpr_core.types import Pose
+from asymvpr_core.types import LoopClosure, MatchResult, Pose, Recognition
 from asymvpr_ros.conversions import stamp_message
-
-if TYPE_CHECKING:
-    from asymvpr_core.types import LoopClosure, MatchResult, Recognition
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,7 @@ class Answer:
     announce_prior: bool = False
     announce_session: bool = False
     localisation: Localisation | None = None
+    session_keyframes: int = 0  # how many the session has now
 
     @property
     def stamp_ns(self) -> int:

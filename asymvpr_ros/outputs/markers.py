@@ -63,6 +63,10 @@ class MarkersOutput(Output):
         if answer.announce_prior and prior is not None and prior.match is not None:
             self._matches.append(prior.match.pose.position)
             changed = True
+        if answer.session_keyframes < len(self._keyframes):  # a session that began anew, or was thinned
+            self._keyframes.clear()
+            self._edges.clear()
+            changed = True
         odometry = recognition.frame.odometry
         if recognition.keyframe_added and odometry is not None:
             self._keyframes.append(odometry.position)

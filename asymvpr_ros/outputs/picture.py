@@ -43,10 +43,17 @@ class PictureOutput(Output):
             return None
         if self._shown is None or self._shown[0] != index:
             try:
-                self._shown = (index, gallery.read_image(index))
+                self._shown = (index, _picture(gallery, index))
             except (AsymvprError, OSError):  # a robot often carries the gallery without its pictures
                 return None
         return self._shown[1]
+
+
+def _picture(gallery: Gallery, index: int) -> np.ndarray:
+    """RGB picture of a keyframe: its thumbnail where the gallery has them, else the image, from wherever it is."""
+    if gallery.has_thumbnails:
+        return cv2.cvtColor(gallery.read_thumbnail(index), cv2.COLOR_GRAY2RGB)
+    return gallery.read_image(index)
 
 
 def match_board(image: np.ndarray, result: MatchResult, picture_of: Callable[[int], np.ndarray | None]) -> np.ndarray:
