@@ -100,6 +100,7 @@ class SessionGallery:
         self._dimension, self._likelihood, self._verification = dimension, likelihood, verification
         self.matcher_settings, self.settings = _checked(matcher, session), session
         self._monitor = OdometryMonitor(self.matcher_settings)
+        self._first: Moment | None = None  # the first moment with odometry
         self._begin(None)
 
     def change_settings(self, matcher: MatcherSettings, session: SessionSettings) -> None:
@@ -207,7 +208,7 @@ class SessionGallery:
         self._last_added: dict[str, Moment] = {}
         self._last_stamps: dict[str, int] = {}
         self._thinned = 0  # how often every other keyframe went
-        self._first: Moment | None = first if first is not None and first.odometry is not None else None
+        self._first = first if first is not None and first.odometry is not None else None
         self._matcher = self._make_matcher()
 
     def _make_matcher(self) -> Matcher:

@@ -52,7 +52,7 @@ class ThumbnailVerifier:
         keypoints, descriptors = self._detector.detectAndCompute(grey, None)
         if descriptors is None:
             return np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32)
-        return cv2.KeyPoint.convert(keypoints), descriptors
+        return np.asarray(cv2.KeyPoint.convert(keypoints), dtype=np.float32).reshape(-1, 2), descriptors
 
 
 def count_inliers(a: Features, b: Features, matcher: cv2.DescriptorMatcher) -> int:
