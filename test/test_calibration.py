@@ -48,7 +48,7 @@ def test_isotonic_blocks_are_those_of_scikit_learn():
             block = inside & np.isclose(theirs, value)
             assert found.correct[block].mean() == pytest.approx(value)
     assert (np.diff(knots) > 0).all() and (np.diff(probabilities) >= 0).all()
-    assert 0 < probabilities[0] and probabilities[-1] < 1  # no finite number of frames makes a certainty
+    assert probabilities[0] > 0 and probabilities[-1] < 1  # no finite number of frames makes a certainty
 
 
 def test_equal_scores_share_one_probability():
@@ -209,7 +209,9 @@ def test_agreement_over_time_is_calibrated_with_its_own_settings(world, gallery)
 def test_the_gallery_alone_calibrates_both_searches(world, gallery):
     pytest.importorskip("torch")
     settings = CalibrationSettings(target_precision=0.5, confidence=0.6, views=1)
-    calibration = calibrate(gallery, world / "model", settings=settings, evaluation=EvaluationSettings(radius_m=0.5), matcher=OFF).calibration
+    calibration = calibrate(
+        gallery, world / "model", settings=settings, evaluation=EvaluationSettings(radius_m=0.5), matcher=OFF
+    ).calibration
     assert calibration.prior.frames == calibration.session.frames == 24  # one view and one impostor for each of 12 keyframes
     assert calibration.prior.basis == calibration.session.basis == "gallery"
     session = SessionSettings(session_gallery=True, session_target_precision=0.5)
