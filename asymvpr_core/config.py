@@ -282,8 +282,8 @@ class MatcherSettings(Settings):
     vote_distance_m: float = Field(
         0.0, ge=0.0, description="way [m] over which the frames of the vote are spread, where odometry is known; 0: the last frames"
     )
-    min_posterior: float = Field(0.95, ge=0.5, le=1.0, description="bayes: smallest probability of the best place that is accepted")
-    evidence_spacing_m: float = Field(1.0, gt=0.0, description="bayes: frames closer than this [m] are one observation")
+    min_posterior: float = Field(0.99, ge=0.5, le=1.0, description="bayes: smallest probability of the best place that is accepted")
+    evidence_spacing_m: float = Field(3.0, gt=0.0, description="bayes: frames closer than this [m] are one observation")
     agreement_radius_m: float = Field(8.0, gt=0.0, description="candidates within this distance [m] agree")
     agreement_yaw_deg: float = Field(45.0, gt=0.0, le=180.0, description="candidates within this yaw [deg] agree")
     max_frame_gap_s: float = Field(3.0, gt=0.0, description="a pause between frames longer than this [s] starts a new vote")

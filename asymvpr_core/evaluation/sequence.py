@@ -19,7 +19,7 @@ from asymvpr_core.types import ImageRecord, QueryFrame
 
 PROTOCOL = {
     "order": "the queries in the order of their source, as consecutive frames of one run",
-    "accepted": "matches that the robot's matcher accepts, by its threshold and its temporal agreement (vote or Bayes filter, without odometry)",
+    "accepted": "matches that the robot's matcher accepts, by its threshold and its temporal agreement, without odometry",
     "precision_of_accepted": "correct accepted matches / accepted matches",
     "recall_of_accepted": "correct accepted matches / queries with a correct match",
     "sweep": "the vote first, with every frame voting; then any threshold on the score of the frames that it accepts",

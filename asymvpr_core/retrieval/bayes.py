@@ -38,8 +38,9 @@ _LEAVE_M, _ENTER_M = 200.0, 50.0  # mean way after which a robot leaves the map,
 _TURN_RAD = math.radians(30.0)  # a turn by this shows something else, as evidence_spacing_m of way does
 _BLIND_S = 1.0  # without odometry: time between two observations
 _BLIND_SPEED_M_S = 1.0  # and the way that is assumed for leaving and entering
-_YAW_STD_RAD = math.radians(15.0)  # of a robot's direction against that of its keyframe
+_YAW_STD_RAD = math.radians(10.0)  # of a robot's direction against that of its keyframe, as in the covariance
 _BLIND_YAW_STD_RAD = math.radians(45.0)
+_PULL = 0.3  # of the residual goes with each observation: the robot is recognised at the keyframe, not beside it
 _FREE_SIGMA = 2.0  # a keyframe this near to the expected pose explains it fully
 _REACH_SIGMA = 4.0
 _SMALLEST_MASS = 1e-8
@@ -62,11 +63,21 @@ def standardised_evidence(scores: np.ndarray, reference: np.ndarray) -> np.ndarr
 
 @dataclass(frozen=True)
 class Belief:
-    """Probabilities of the keyframes `indices` (A,), `masses` (A,), and `outside`: not in the gallery. They add up to 1."""
+    """Probabilities of the keyframes `indices` (A,), `masses` (A,), and `outside`: not in the gallery. They add up to 1.
+
+    `residuals` (A, 3) say where a robot that is at the keyframe is expected beside it: x, y [m], yaw [rad]. Without them
+    a robot that turns off its keyframes' street little by little would be put back onto it with every step.
+    """
 
     indices: np.ndarray
     masses: np.ndarray
     outside: float
+    residuals: np.ndarray
+
+    @staticmethod
+    def outside_only() -> Belief:
+        """Nothing in the gallery."""
+        return Belief(np.zeros(0, dtype=np.int64), np.zeros(0), 1.0, np.zeros((0, 3)))
 
 
 class BayesFilter:
@@ -89,7 +100,7 @@ class BayesFilter:
     def observe(self, found: Found, moment: Moment) -> Belief:
         """The belief after this frame."""
         if self._belief is None or self._anchor is None:
-            share, predicted, enter = 1.0, Belief(np.zeros(0, dtype=np.int64), np.zeros(0), 1.0), _FIRST_SHARE
+            share, predicted, enter = 1.0, Belief.outside_only(), _FIRST_SHARE
         else:
             share, predicted, enter = self._predict(self._belief, self._anchor, moment, found.excluded)
         belief = self._weigh(predicted, enter, share, found)
@@ -113,17 +124,22 @@ class BayesFilter:
         leave, enter = -math.expm1(-way_m / _LEAVE_M), -math.expm1(-way_m / _ENTER_M)
         if not len(belief.indices):
             return min(share, 1.0), belief, enter
-        targets, masses = self._move(belief, step, moved_sigma_m, yaw_sigma, excluded)
+        targets, masses, residuals = self._move(belief, step, moved_sigma_m, yaw_sigma, excluded)
+        if not known:  # where in its neighbourhood the robot has gone is not known: it is at the keyframe that it is found at
+            residuals = np.zeros_like(residuals)
         masses = masses * (1.0 - leave)
-        return min(share, 1.0), Belief(targets, masses, max(0.0, 1.0 - float(masses.sum()))), enter
+        return min(share, 1.0), Belief(targets, masses, max(0.0, 1.0 - float(masses.sum())), residuals), enter
 
     def _move(
         self, belief: Belief, step: np.ndarray, moved_sigma_m: float, yaw_sigma: float, excluded: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Keyframes, ascending, and the masses that the motion brings to them; mass that comes to no keyframe is not among them."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keyframes, ascending, the masses that the motion brings to them, and their residuals.
+
+        Mass that comes to no keyframe is not among them.
+        """
         places, spacing_m = self._places, self._places.typical_spacing_m(self._settings.agreement_radius_m)
         headings = places.headings_known[belief.indices]
-        start = np.column_stack([places.positions[belief.indices, :2], places.yaws_rad[belief.indices]])
+        start = np.column_stack([places.positions[belief.indices, :2], places.yaws_rad[belief.indices]]) + belief.residuals
         ahead = compose(start, step)
         # Without its heading a keyframe does not tell in which direction the robot has gone: it stays, with that much more spread.
         ahead[~headings] = start[~headings]
@@ -143,7 +159,11 @@ class BayesFilter:
         total = np.bincount(rows, weights, minlength=len(start))
         arriving = belief.masses[rows] * stays[rows] * weights / total[rows]
         kept, place = np.unique(targets, return_inverse=True)
-        return kept, np.bincount(place, arriving, minlength=len(kept))
+        masses = np.bincount(place, arriving, minlength=len(kept))
+        beside = ahead[rows] - np.column_stack([places.positions[targets, :2], places.yaws_rad[targets]])
+        beside[:, 2] = wrap_angle(beside[:, 2])
+        sums = np.stack([np.bincount(place, arriving * column, minlength=len(kept)) for column in beside.T], axis=1)
+        return kept, masses, sums / np.maximum(masses, 1e-300)[:, np.newaxis]
 
     def _weigh(self, predicted: Belief, enter: float, share: float, found: Found) -> Belief:
         """Bayes' rule: the predicted belief times the evidence of the frame to the power `share`."""
@@ -153,7 +173,12 @@ class BayesFilter:
         masses[np.searchsorted(indices, predicted.indices)] = predicted.masses
         seen = np.searchsorted(indices, found.indices)
         # The part of the outside that comes in anywhere else stays where it is: those keyframes do not resemble the frame.
+        moved = masses.copy()
         masses[seen] += predicted.outside * enter / count
+        residuals = np.zeros((len(indices), 3))
+        residuals[np.searchsorted(indices, predicted.indices)] = predicted.residuals
+        # Who comes from outside is at the keyframe itself, and a frame that fits says so of the others too.
+        residuals *= ((1.0 - _PULL * share) * moved / np.maximum(masses, 1e-300))[:, np.newaxis]
         outside = predicted.outside * (1.0 - enter * len(found.indices) / count)
         if len(found.scores):
             scores = np.full(len(indices), float(found.scores[-1]))
@@ -164,4 +189,4 @@ class BayesFilter:
         kept = np.flatnonzero(masses > _SMALLEST_MASS)
         if len(kept) > _MOST_STATES:
             kept = np.sort(kept[np.argsort(-masses[kept], kind="stable")[:_MOST_STATES]])
-        return Belief(indices[kept], masses[kept], 1.0 - float(masses[kept].sum()))
+        return Belief(indices[kept], masses[kept], 1.0 - float(masses[kept].sum()), residuals[kept])
