@@ -18,7 +18,7 @@ import numpy as np
 
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.image_decoding import read_image
-from asymvpr_core.manifest import Manifest, read_manifest, verify_files
+from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, verify_files
 from asymvpr_core.types import IDENTITY_QUATERNION, Keyframe, Pose
 
 DESCRIPTORS, KEYFRAMES, INDEX, PROJECTION, IMAGES = "descriptors.npy", "keyframes.csv", "index.faiss", "projection.npz", "images"
@@ -84,6 +84,11 @@ class Gallery:
     def digest(self) -> str:
         """Short name of its descriptors and keyframes, from the checksums of its manifest."""
         return "-".join(self.manifest.files[name].sha256[:16] for name in (DESCRIPTORS, KEYFRAMES))
+
+    @property
+    def gallery_network(self) -> GalleryNetworkIdentity:
+        """The pair: what the descriptors are comparable with."""
+        return self.manifest.gallery_network
 
     @property
     def map_frame(self) -> str:
