@@ -410,8 +410,8 @@ def test_a_closed_pipe_is_silent(street: Path):
 def test_calibrate_and_ask_for_a_precision(revisited: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(revisited)
     run_flags = ["--run", "live_bag", "--ground-truth", "/ground_truth/pose", "--radius-m", "1", "--sequence", "off"]
-    message = refused("calibrate", "map", "--model", "model", *run_flags)
-    assert "which takes 299 accepted frames" in message and "12 frames" in message
+    code, _, stderr = run("calibrate", "map", "--model", "model", *run_flags)
+    assert code == 1 and "which takes 299 accepted frames" in stderr and "12 frames" in stderr
     few = ["--target-precision", "0.7", "--confidence", "0.9"]
     code, stdout, stderr = run("calibrate", "map", "--model", "model", *run_flags, *few, "--out", "calibration")
     assert code == 0, stderr
