@@ -167,7 +167,7 @@ def _search_section(search: str, scores: ScoreCalibration, samples: Samples, tar
     rows = [
         (f"{wanted:g}", *[number(points.threshold_for(wanted), 3) for points in ways.values()]) for wanted in sorted({*_TARGETS, target})
     ]
-    columns = (Column("wanted precision"), *[Column(f"threshold, {way}") for way in ways])
+    columns = (Column("wanted precision", numeric=False), *[Column(f"threshold, {way}") for way in ways])
     blocks: list[Block] = [
         Figure(
             plot_scores(samples, scores, scores.single.threshold_for(target)),
