@@ -96,3 +96,22 @@ def test_node_load(tmp_path: Path):
     assert "| 640x480 at 30 Hz | 30 |" in text and row["sent"] == 30
     assert row["sent"] >= row["received"] >= row["processed"] + row["dropped"] > 0 and row["failed"] == 0
     assert row["latency_ms_p95"] >= row["latency_ms_p50"] > 0
+
+
+def test_town_trajectory(tmp_path: Path):
+    """A lap over the very streets of the map: nearly every frame closes, and odometry differs with its seed."""
+    pytest.importorskip("gtsam")
+    text = run(
+        "town_trajectory.py", "--folder", tmp_path, "--seeds", 0, "--epochs", 0, "--threads", 1, "--drift-seeds", 1, 2,
+        "--matcher", "sequence=off", "score_threshold=0.2", "--out", tmp_path / "town.json",
+        "--town", "columns=2", "rows=2", "street_spacing_m=45", "mapping_route=A1 B1 B2", "live_route=A1 B1 B2", "lookalike_streets=0",
+        "image_width=96", "image_height=72", "max_frames=30", "processes=1",
+    )  # fmt: skip
+    first, second = json.loads((tmp_path / "town.json").read_text())["results"]
+    for result in (first, second):
+        assert result["n_frames"] == result["n_opportunities"] == result["n_closures"] == 30
+        assert result["recall"] == 1 - result["n_false"] / 30 == 1 - len(result["false_pairs"]) / 30
+        assert result["graph"]["closures_to_map"] + result["graph"]["closures_redundant"] == 30
+        assert all(pair["distance_m"] > 10 or pair["yaw_deg"] > 45 for pair in result["false_pairs"])
+    assert first["odometry"]["rmse_m"] != second["odometry"]["rmse_m"]
+    assert "| 0, drift 2 | sequence=off score_threshold=0.2 | 30 |" in text
