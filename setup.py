@@ -48,6 +48,8 @@ EXTRAS = {
         "pyproj",
         "scipy",
     ],
+    # the second runtime of the query model, for x86-64 and ARM CPUs
+    "openvino": ["openvino"],
     # galleries on many machines
     "ray": ["ray[data]"],
 }

@@ -176,7 +176,7 @@ def test_exported_model_says_what_torch_says(run_path, gallery_path, tmp_path):
     with torch.inference_mode():
         expected = network(torch.from_numpy(model.preprocess(image))[None]).numpy()[0]
     np.testing.assert_allclose(model.encode(image), expected, atol=1e-4)
-    batch = np.stack([model.preprocess(Gallery.open(gallery_path).read_image(i)) for i in range(3)])
+    batch = np.stack([model.prepare(Gallery.open(gallery_path).read_image(i)) for i in range(3)])
     np.testing.assert_allclose(model.encode_batch(batch)[2], expected, atol=1e-4)
 
 
