@@ -78,7 +78,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     kind: Kind
-    format_version: int
+    format_version: int = 1
     created: str
     asymvpr_version: str = __version__
     gallery_network: GalleryNetworkIdentity
@@ -162,8 +162,8 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
         raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from error
     except ValueError as error:
         raise ArtefactError(f"{path} is damaged: not JSON", remedy=remedy) from error
-    newest = dict(FORMAT_VERSIONS).get(raw.get("kind", kind), 0) if isinstance(raw, dict) else 0
-    if newest and isinstance(raw.get("format_version"), int) and raw["format_version"] > newest:
+    newest = FORMAT_VERSIONS[kind]
+    if isinstance(raw, dict) and raw.get("kind") == kind and isinstance(raw.get("format_version"), int) and raw["format_version"] > newest:
         raise ArtefactError(
             f"{path} has format version {raw['format_version']}",
             expected=f"at most {newest}",
