@@ -18,7 +18,7 @@ from torch import nn
 from asymvpr_core.config import ExportSettings
 from asymvpr_core.deploy.model_folder import MODEL, SELF_TEST, FilePrecision, Parity, Variant
 from asymvpr_core.deploy.onnx_files import write_fp16, write_ir, write_onnx
-from asymvpr_core.deploy.openvino_session import openvino_version
+from asymvpr_core.deploy.openvino_session import openvino_version, why_no_openvino
 from asymvpr_core.deploy.parity import ParityCheck, Pictures, Views, ways_to_run
 from asymvpr_core.deploy.quantise import SCHEMES, QuantisationInput
 from asymvpr_core.errors import ArtefactError, DeployError
@@ -64,6 +64,7 @@ def export_model(
     identity, module = _network(run_path, run, projection_from)
     gallery = _gallery(Path(run.inputs["gallery"]))
     searched = gallery if projection_from is None else _gallery(Path(projection_from))
+    calibration = _calibration(settings, gallery, preprocess)
     pictures = Pictures.of_gallery(gallery, preprocess, settings.parity_images)
     views = Views.of_gallery(gallery, run, preprocess, searched, settings.recall_views)
     check = ParityCheck(module, preprocess, pictures, views, settings.tolerances, progress)
@@ -77,7 +78,7 @@ def export_model(
             write_fp16(staging / MODEL, staging / variant.file)
             written.add(variant)
         if "int8" in settings.precisions:
-            _add_int8(written, gallery, preprocess, progress)
+            _add_int8(written, calibration, progress)
         if "openvino" in settings.formats:
             for source in list(written.variants):
                 variant = Variant.named("openvino", source.precision)
@@ -152,28 +153,37 @@ class _Written:
         self.variants.append(variant)
 
 
-def _add_int8(written: _Written, gallery: Gallery | None, preprocess: Preprocess, progress: Progress) -> None:
-    """Write int8 by the first scheme that keeps parity, or by the one that comes nearest, which `_Written.add` then judges."""
-    settings = written.settings
+def _calibration(settings: ExportSettings, gallery: Gallery | None, preprocess: Preprocess) -> np.ndarray:
+    """Pictures (N, H, W, 3) for int8, none where it is not wanted. What cannot be written is refused here, before minutes of work."""
+    reason = why_no_openvino() if "openvino" in settings.formats else None
+    if reason is not None:
+        raise DeployError(f"an OpenVINO file was asked for, and {reason}", remedy="pip install openvino, or leave --format openvino out")
+    if "int8" not in settings.precisions:
+        return np.empty((0, 1, 1, 3))
     pictures = Pictures.of_gallery(gallery, preprocess, settings.calibration_images, apart_from=settings.parity_images)
     if pictures.source != "gallery":
         raise DeployError(
             "int8 has no pictures to calibrate with: those of the run's gallery cannot be read", expected="the gallery and its images",
             remedy="put them back where the run's manifest says they are, or leave int8 out",
         )  # fmt: skip
+    return pictures.inputs
+
+
+def _add_int8(written: _Written, calibration: np.ndarray, progress: Progress) -> None:
+    """Write int8 by the first scheme that keeps parity, or by the one that comes nearest, which `_Written.add` then judges."""
     variant = Variant.named("onnx", "int8")
     path = written.folder / variant.file
     tried: list[tuple[float, bytes, list[Parity], str]] = []
     with QuantisationInput(written.folder / MODEL) as source:
         for scheme in progress(SCHEMES, "quantise to int8", len(SCHEMES)):
-            source.write(path, pictures.inputs, scheme)
+            source.write(path, calibration, scheme)
             rows = written.compare(variant)
             tried.append((min(row.min_cosine for row in rows), path.read_bytes(), rows, scheme.name))
             if all(row.holds for row in rows):
                 break
     _, content, rows, name = max(tried, key=lambda attempt: attempt[0])
     path.write_bytes(content)
-    written.details["int8"] = {"scheme": name, "calibration_images": len(pictures.inputs)}
+    written.details["int8"] = {"scheme": name, "calibration_images": len(calibration)}
     written.add(variant, rows)
 
 
