@@ -117,11 +117,11 @@ class _Written:
     parity: list[Parity] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
-    def compare(self, variant: Variant) -> list[Parity]:
+    def compare(self, variant: Variant, *, recall: bool = True) -> list[Parity]:
         """A written file's comparisons, in all runtimes of this machine."""
-        return [self.check.compare(self.folder, variant, way) for way in ways_to_run(variant)]
+        return [self.check.compare(self.folder, variant, way, recall=recall) for way in ways_to_run(variant)]
 
-    def add(self, variant: Variant, rows: list[Parity] | None = None) -> None:
+    def add(self, variant: Variant) -> None:
         """Keep a written file, once it agrees with the trained network where it has to.
 
         It has to in the runtime that it was written for, in its own precision. What else can run it (OpenVINO an
@@ -131,7 +131,7 @@ class _Written:
             DeployError: it does not agree, and is not forced.
         """
         written_for = "openvino" if variant.format == "openvino" else "onnxruntime"
-        for row in self.compare(variant) if rows is None else rows:
+        for row in self.compare(variant):
             needed = row.runtime == written_for and row.precision == variant.precision
             if not row.holds and needed and not self.settings.force:
                 raise DeployError(
@@ -173,18 +173,18 @@ def _add_int8(written: _Written, calibration: np.ndarray, progress: Progress) ->
     """Write int8 by the first scheme that keeps parity, or by the one that comes nearest, which `_Written.add` then judges."""
     variant = Variant.named("onnx", "int8")
     path = written.folder / variant.file
-    tried: list[tuple[float, bytes, list[Parity], str]] = []
+    tried: list[tuple[float, bytes, str]] = []
     with QuantisationInput(written.folder / MODEL) as source:
         for scheme in progress(SCHEMES, "quantise to int8", len(SCHEMES)):
             source.write(path, calibration, scheme)
-            rows = written.compare(variant)
-            tried.append((min(row.min_cosine for row in rows), path.read_bytes(), rows, scheme.name))
+            rows = written.compare(variant, recall=False)
+            tried.append((min(row.min_cosine for row in rows), path.read_bytes(), scheme.name))
             if all(row.holds for row in rows):
                 break
-    _, content, rows, name = max(tried, key=lambda attempt: attempt[0])
+    _, content, name = max(tried, key=lambda attempt: attempt[0])
     path.write_bytes(content)
     written.details["int8"] = {"scheme": name, "calibration_images": len(calibration)}
-    written.add(variant, rows)
+    written.add(variant)
 
 
 def _remedy(precision: FilePrecision) -> str:

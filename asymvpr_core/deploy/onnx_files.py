@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -48,12 +50,8 @@ def write_onnx(network: nn.Module, preprocess: Preprocess, path: Path, opset: in
     """
     dtype = torch.uint8 if preprocess.resize_dtype == "uint8" else torch.float32
     example = torch.zeros(1, preprocess.height, preprocess.width, 3, dtype=dtype)
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter warns of its own internals
-            logger.setLevel(logging.ERROR)
+        with _quiet("torch.onnx", "onnxscript"):
             torch.onnx.export(
                 FoldedNetwork(network, preprocess).eval(), (example,), path, input_names=["image"], output_names=["descriptor"],
                 opset_version=opset, dynamo=True, external_data=False, verbose=False,
@@ -61,8 +59,6 @@ def write_onnx(network: nn.Module, preprocess: Preprocess, path: Path, opset: in
         onnx.checker.check_model(str(path))
     except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
         raise _unsupported(error, opset) from error
-    finally:
-        logger.setLevel(level)
 
 
 def write_fp16(source: Path, path: Path) -> None:
@@ -93,6 +89,21 @@ def write_ir(source: Path, path: Path, *, fp16: bool) -> None:
             f"OpenVINO {openvino.__version__} cannot convert {source.name}: {' '.join(str(error).split())}",
             remedy="leave --format openvino out, or install another release of OpenVINO",
         ) from error
+
+
+@contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    """Without the exporter's warnings of its own internals."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for name in loggers:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
 
 
 def _unsupported(error: Exception, opset: int) -> DeployError:

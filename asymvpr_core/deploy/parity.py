@@ -115,8 +115,8 @@ class ParityCheck:
         self._by_torch = by_torch
         self._torch_recall: float | None = None
 
-    def compare(self, folder: Path, variant: Variant, way: Way) -> Parity:
-        """Parity of one file in one runtime and precision; with Recall@1 where the precision is not fp32.
+    def compare(self, folder: Path, variant: Variant, way: Way, *, recall: bool = True) -> Parity:
+        """Parity of one file in one runtime and precision; with Recall@1 where `recall` and the precision is not fp32.
 
         Raises:
             DeployError: the runtime refuses the file.
@@ -125,15 +125,15 @@ class ParityCheck:
         session = load(folder / variant.file, runtime, precision)
         label = f"check {variant.file} in {runtime} {precision}"
         found = cosines(_describe(session.run, self._pictures.inputs, self._progress, label), self.expected)
-        recall, torch_recall, count = None, None, 0
-        if precision != "fp32" and self._views is not None:
-            recall = self._views.recall_at_1(_describe(session.run, self._views.inputs, self._progress, f"{label}, Recall@1"))
-            torch_recall, count = self._recall_of_torch(self._views), len(self._views.inputs)
+        found_share, torch_share, count = None, None, 0
+        if recall and precision != "fp32" and self._views is not None:
+            found_share = self._views.recall_at_1(_describe(session.run, self._views.inputs, self._progress, f"{label}, Recall@1"))
+            torch_share, count = self._recall_of_torch(self._views), len(self._views.inputs)
         smallest = float(found.min()) if np.isfinite(found).all() else -1.0
         return Parity(
             file=variant.file, runtime=runtime, precision=precision, tolerance=self._tolerances[precision], images=len(found),
             min_cosine=smallest, mean_cosine=float(np.nan_to_num(found, nan=-1.0).mean()),
-            recall_at_1=recall, torch_recall_at_1=torch_recall, recall_views=count,
+            recall_at_1=found_share, torch_recall_at_1=torch_share, recall_views=count,
         )  # fmt: skip
 
     def _recall_of_torch(self, views: Views) -> float:
