@@ -256,7 +256,7 @@ class ExportSettings(Settings):
     )
     parity_images: int = Field(16, ge=1, description="real images on which every variant is compared with torch")
     recall_views: int = Field(
-        128, ge=0, description="augmented gallery images on which Recall@1 of fp16 and int8 is compared with torch's; 0: none"
+        128, ge=0, description="augmented gallery images on which Recall@1 is compared with torch's, where fp16 or int8 is written; 0: none"
     )
     calibration_images: int = Field(64, ge=1, description="gallery images that give int8 its ranges")
     self_test_images: int = Field(4, ge=0, description="images stored with the model, on which the robot checks what it runs; 0: none")

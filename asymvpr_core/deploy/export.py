@@ -22,8 +22,18 @@ from asymvpr_core.deploy.openvino_session import openvino_version, why_no_openvi
 from asymvpr_core.deploy.parity import ParityCheck, Pictures, Views, ways_to_run
 from asymvpr_core.deploy.quantise import SCHEMES, QuantisationInput
 from asymvpr_core.errors import ArtefactError, DeployError
-from asymvpr_core.gallery.store import PROJECTION, Gallery
-from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, new_folder, read_manifest, verify_files, write_manifest
+from asymvpr_core.gallery.several import AnyGallery, open_galleries
+from asymvpr_core.gallery.store import PROJECTION
+from asymvpr_core.manifest import (
+    MANIFEST_NAME,
+    GalleryNetworkIdentity,
+    Manifest,
+    new_folder,
+    read_manifest,
+    verify_files,
+    write_manifest,
+)  # fmt: skip
+from asymvpr_core.memory.origin import origin_paths
 from asymvpr_core.networks.projection import ProjectedNetwork, Projection
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.networks.registry import network_spec
@@ -62,11 +72,12 @@ def export_model(
         found = f"{run.details['query_network']} takes pictures of any size (fit '{preprocess.fit}')"
         raise DeployError(found, expected="a network of one input size", remedy="train a query network of fit 'squash'")
     identity, module = _network(run_path, run, projection_from)
-    gallery = _gallery(Path(run.inputs["gallery"]))
-    searched = gallery if projection_from is None else _gallery(Path(projection_from))
+    gallery = _galleries(origin_paths(run))
+    searched = gallery if projection_from is None else _galleries([Path(projection_from)])
     calibration = _calibration(settings, gallery, preprocess)
     pictures = Pictures.of_gallery(gallery, preprocess, settings.parity_images)
-    views = Views.of_gallery(gallery, run, preprocess, searched, settings.recall_views)
+    count = 0 if set(settings.precisions) == {"fp32"} else settings.recall_views  # of fp32 the cosines say enough
+    views = Views.of_gallery(gallery, run, preprocess, searched, count)
     check = ParityCheck(module, preprocess, pictures, views, settings.tolerances, progress)
     with new_folder(out) as staging:
         written = _Written(staging, settings, check)
@@ -153,7 +164,7 @@ class _Written:
         self.variants.append(variant)
 
 
-def _calibration(settings: ExportSettings, gallery: Gallery | None, preprocess: Preprocess) -> np.ndarray:
+def _calibration(settings: ExportSettings, gallery: AnyGallery | None, preprocess: Preprocess) -> np.ndarray:
     """Pictures (N, H, W, 3) for int8, none where it is not wanted. What cannot be written is refused here, before minutes of work."""
     reason = why_no_openvino() if "openvino" in settings.formats else None
     if reason is not None:
@@ -219,9 +230,10 @@ def _projection_of(gallery: Path, run: Manifest, run_path: Path) -> tuple[Galler
     return manifest.gallery_network, Projection.load(gallery / PROJECTION)
 
 
-def _gallery(path: Path) -> Gallery | None:
-    """The gallery at `path`; None where it is gone."""
-    return Gallery.open(path, verify=False) if (path / "manifest.json").exists() else None
+def _galleries(paths: list[Path]) -> AnyGallery | None:
+    """The galleries at `paths` as one; None where one of them is gone."""
+    there = bool(paths) and all((path / MANIFEST_NAME).exists() for path in paths)
+    return open_galleries(paths, verify=False) if there else None
 
 
 def _versions() -> dict[str, str]:

@@ -16,10 +16,10 @@ from asymvpr_core.deploy.model_folder import FilePrecision, Parity, RuntimeName,
 from asymvpr_core.deploy.onnxruntime_session import OnnxRuntimeSession
 from asymvpr_core.deploy.openvino_session import OpenVinoSession, computes_bf16, why_no_openvino
 from asymvpr_core.deploy.session import Session, cosines
-from asymvpr_core.errors import ImageError
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.errors import ImageError, MemoryBankError
+from asymvpr_core.gallery.several import AnyGallery
 from asymvpr_core.manifest import Manifest
-from asymvpr_core.memory.cells import assign_places
+from asymvpr_core.memory.cells import gallery_places
 from asymvpr_core.preprocess import Preprocess
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.training.data import GalleryImages
@@ -36,7 +36,7 @@ class Pictures:
     source: str
 
     @staticmethod
-    def of_gallery(gallery: Gallery | None, preprocess: Preprocess, count: int, *, apart_from: int = 0) -> Pictures:
+    def of_gallery(gallery: AnyGallery | None, preprocess: Preprocess, count: int, *, apart_from: int = 0) -> Pictures:
         """`count` pictures spread over a gallery, or seeded noise where the gallery or its pictures are gone.
 
         Args:
@@ -70,12 +70,18 @@ class Views:
     gallery_descriptors: np.ndarray
 
     @staticmethod
-    def of_gallery(gallery: Gallery | None, run: Manifest, preprocess: Preprocess, searched: Gallery | None, count: int) -> Views | None:
+    def of_gallery(
+        gallery: AnyGallery | None, run: Manifest, preprocess: Preprocess, searched: AnyGallery | None, count: int
+    ) -> Views | None:
         """Views of `count` pictures spread over the run's gallery; None where it or its pictures are gone, or none are wanted."""
         if gallery is None or searched is None or count == 0 or len(searched) != len(gallery):
             return None
         augmentation = AugmentationSettings.model_validate(run.settings.get("augmentation", {}))
-        places = assign_places(gallery.keyframes, CellSettings.model_validate(run.settings.get("cells", {})))
+        try:
+            places = gallery_places(gallery, CellSettings.model_validate(run.settings.get("cells", {})))
+        except MemoryBankError as error:  # the run had places of its own, from a bank
+            _LOG.warning("Recall@1 of the variants is not measured: %s", error)
+            return None
         images = GalleryImages(gallery, places, preprocess, augmentation, seed=int(run.settings.get("seed", 0)))
         chosen = _spread(np.arange(len(gallery)), count)
         try:
@@ -84,7 +90,7 @@ class Views:
         except ImageError as error:
             _LOG.warning("Recall@1 of the variants is not measured: %s", error)
             return None
-        return Views(inputs, places[chosen], places, np.asarray(searched.descriptors, dtype=np.float32))
+        return Views(inputs, places[chosen], places, np.asarray(searched.descriptors[:], dtype=np.float32))
 
     def recall_at_1(self, descriptors: np.ndarray) -> float:
         """Share of the views whose best match is of their place, for their (N, D) descriptors."""
