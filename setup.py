@@ -51,6 +51,8 @@ EXTRAS = {
     ],
     # examples/pose_graph_slam.py; gtsam 4.2 has no wheels for NumPy 2
     "examples": ["gtsam>=4.3a1"],
+    # the second runtime of the query model, for x86-64 and ARM CPUs
+    "openvino": ["openvino"],
     # galleries on many machines
     "ray": ["ray[data]"],
 }

@@ -255,15 +255,47 @@ class ExportSettings(Settings):
     """How a query network becomes something that the robot runs."""
 
     opset: int = Field(18, ge=18, description="ONNX opset; below 18 OpenVINO computes SALAD's log-sum-exp wrongly")
-    parity_images: int = Field(16, ge=1, description="real images on which the exported model is compared with torch")
-    min_cosine: float = Field(0.9999, gt=0.0, le=1.0, description="smallest cosine to the torch model that is accepted")
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = Field(
+        ("fp32",), min_length=1, description="precisions of the written variants; fp32 is always written"
+    )
+    formats: tuple[Literal["onnx", "openvino"], ...] = Field(
+        ("onnx",), min_length=1, description="file formats of the variants; ONNX is always written and OpenVINO reads it too"
+    )
+    parity_images: int = Field(16, ge=1, description="real images on which every variant is compared with torch")
+    recall_views: int = Field(
+        128, ge=0, description="augmented gallery images on which Recall@1 is compared with torch's, where fp16 or int8 is written; 0: none"
+    )
+    calibration_images: int = Field(64, ge=1, description="gallery images that give int8 its ranges")
+    self_test_images: int = Field(4, ge=0, description="images stored with the model, on which the robot checks what it runs; 0: none")
+    min_cosine: float = Field(0.9999, gt=0.0, le=1.0, description="smallest cosine of fp32 to the torch model that is accepted")
+    min_cosine_fp16: float = Field(0.999, gt=0.0, le=1.0, description="the same for fp16")
+    min_cosine_bf16: float = Field(0.995, gt=0.0, le=1.0, description="the same for OpenVINO's bf16, which needs no file of its own")
+    min_cosine_int8: float = Field(0.995, gt=0.0, le=1.0, description="the same for int8")
+    force: bool = Field(False, description="write variants that miss their smallest cosine, and say so in the manifest")
+
+    @property
+    def tolerances(self) -> dict[str, float]:
+        """The smallest accepted cosine of every precision."""
+        return {"fp32": self.min_cosine, "fp16": self.min_cosine_fp16, "bf16": self.min_cosine_bf16, "int8": self.min_cosine_int8}
 
 
 class RuntimeSettings(Settings):
-    """How the robot runs the query model."""
+    """How the robot runs the query model. What is left to `auto` is measured with `runtime: auto`, and conservative otherwise."""
 
-    runtime: Literal["onnxruntime"] = Field("onnxruntime", description="inference runtime")
-    threads: int = Field(1, ge=1, le=64, description="CPU threads of the query network")
+    runtime: Literal["onnxruntime", "openvino", "auto"] = Field(
+        "onnxruntime", description="inference runtime; auto: the fastest on this machine, measured once and remembered"
+    )
+    provider: Literal["cpu", "cuda", "tensorrt"] = Field("cpu", description="execution provider of onnxruntime")
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
+        "auto",
+        description="auto: with runtime auto the fastest that agrees with the trained network, otherwise fp32; bf16: OpenVINO only",
+    )
+    threads: int = Field(0, ge=0, le=64, description="CPU threads of the query network; 0: measured with runtime auto, otherwise 1")
+
+    @property
+    def fixed_threads(self) -> int:
+        """The number of threads where none is measured."""
+        return self.threads or 1
 
 
 class MatcherSettings(Settings):

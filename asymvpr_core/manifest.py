@@ -24,9 +24,10 @@ from asymvpr_core import __version__
 from asymvpr_core.errors import ArtefactError
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 1
 
 Kind = Literal["gallery", "bank", "neighbours", "model", "run"]
+# Version 2 of a model: several variants, and a graph that takes the picture instead of normalised planes.
+FORMAT_VERSIONS: dict[Kind, int] = {"gallery": 1, "bank": 1, "neighbours": 1, "model": 2, "run": 1}
 _REBUILD = {
     "gallery": "asymvpr gallery build",
     "bank": "asymvpr bank build",
@@ -77,7 +78,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     kind: Kind
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
     created: str
     asymvpr_version: str = __version__
     gallery_network: GalleryNetworkIdentity
@@ -126,6 +127,7 @@ def write_manifest(
     }
     manifest = Manifest(
         kind=kind,
+        format_version=FORMAT_VERSIONS[kind],
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         gallery_network=gallery_network,
         settings=settings or {},
@@ -160,10 +162,11 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
         raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from error
     except ValueError as error:
         raise ArtefactError(f"{path} is damaged: not JSON", remedy=remedy) from error
-    if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
+    newest = FORMAT_VERSIONS[kind]
+    if isinstance(raw, dict) and raw.get("kind") == kind and isinstance(raw.get("format_version"), int) and raw["format_version"] > newest:
         raise ArtefactError(
             f"{path} has format version {raw['format_version']}",
-            expected=f"at most {FORMAT_VERSION}",
+            expected=f"at most {newest}",
             remedy="update asymvpr, or build the artefact with this version",
         )
     if isinstance(raw, dict) and "manifest_sha256" in raw and raw["manifest_sha256"] != digest_of(raw):

@@ -115,3 +115,30 @@ def test_town_trajectory(tmp_path: Path):
         assert all(pair["distance_m"] > 10 or pair["yaw_deg"] > 45 for pair in result["false_pairs"])
     assert first["odometry"]["rmse_m"] != second["odometry"]["rmse_m"]
     assert "| 0, drift 2 | sequence=off score_threshold=0.2 | 30 |" in text
+
+
+def test_encode(tmp_path: Path):
+    light, heavy = "lcnet_035@16_gem_64px", "lcnet_035@16_salad_544_96px"
+    text = run("encode.py", "--networks", light, "--reference", heavy, "--rounds", 2, "--json", tmp_path / "encode.json")
+    record = json.loads((tmp_path / "encode.json").read_text())
+    assert record["made_with"]["commit"] and record["made_with"]["versions"]["onnxruntime"]
+    rows = {(row["network"], row["runtime"], row["precision"]): row for row in record["rows"]}
+    assert {
+        (heavy, "eager torch", "fp32"),
+        (heavy, "onnxruntime", "fp32"),
+        (light, "onnxruntime", "fp32"),
+        (light, "onnxruntime", "int8"),
+    } <= set(rows)
+    assert rows[heavy, "eager torch", "fp32"]["ratio_to_eager"] == rows[heavy, "onnxruntime", "fp32"]["ratio_to_onnxruntime"] == 1
+    for row in record["rows"]:
+        assert row["rounds"] == 2 == len(row["latency_ms_all"]) and row["quartiles_ms"][0] <= row["latency_ms"] <= row["quartiles_ms"][1]
+        assert row["precision"] != "fp32" or row["cosine_to_torch"] > 0.9999
+        assert f"| `{row['network']}` | {row['runtime']} | {row['precision']} |" in text
+
+
+def test_preprocess(tmp_path: Path):
+    text = run("preprocess.py", "--rounds", 1, "--json", tmp_path / "preprocess.json")
+    rows = json.loads((tmp_path / "preprocess.json").read_text())["rows"]
+    assert {row["camera"] for row in rows} == {"640 x 480", "1280 x 720", "1920 x 1080"}
+    assert {row["step"] for row in rows if row["on_the_robot"]} == {"decode JPEG", "resize (OpenCV, area)", "normalise in the graph"}
+    assert all(row["processor_ms"] >= 0 and f"| {row['camera']} | {row['step']}" in text for row in rows)

@@ -201,7 +201,7 @@ def test_the_table_of_parameters_is_that_of_the_settings():
             continue
         assert default == expected, name
         limits = [getattr(limit, bound) for limit in field.metadata for bound in ("ge", "gt", "le", "lt") if hasattr(limit, bound)]
-        assert [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", allowed)] == limits, name
+        assert [float(number) for number in re.findall(r"(?<!\w)-?\d+(?:\.\d+)?", allowed)] == limits, name
         assert ("greater than" in allowed) == any(hasattr(limit, "gt") for limit in field.metadata), name
         choices = re.search("one of: (.*)", parameters.descriptor_of(name, field).additional_constraints)
         assert (choices is not None and allowed == choices.group(1)) or (choices is None and not re.search("[a-z], [a-z]", allowed)), name

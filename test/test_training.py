@@ -167,22 +167,23 @@ def test_aligned_start_is_nearer_to_the_gallery_than_a_random_head(gallery_path,
 def test_exported_model_says_what_torch_says(run_path, gallery_path, tmp_path):
     model_path = export_model(run_path, tmp_path / "model", ExportSettings(parity_images=4))
     model = QueryModel.open(model_path, RuntimeSettings(threads=1))
-    assert model.manifest.details["parity"]["source"] == "gallery" and model.manifest.details["parity"]["min_cosine"] > 0.9999
+    assert model.manifest.details["parity_source"] == "gallery"
+    assert all(row.min_cosine > 0.9999 for row in model.folder.parity if row.precision == "fp32") and len(model.folder.parity) >= 1
     check_pair(Gallery.open(gallery_path).manifest, model.manifest, gallery_path, model_path)
     network = QueryNetwork(network_spec("efficientnet_lite0_gem"), 8)
     network.load(run_path / "weights.safetensors")
     network.eval()
     image = Gallery.open(gallery_path).read_image(2)
     with torch.inference_mode():
-        expected = network(torch.from_numpy(model.preprocess(image))[None]).numpy()[0]
+        expected = network(torch.from_numpy(network.spec.preprocess(image))[None]).numpy()[0]
     np.testing.assert_allclose(model.encode(image), expected, atol=1e-4)
-    batch = np.stack([model.preprocess(Gallery.open(gallery_path).read_image(i)) for i in range(3)])
+    batch = np.stack([model.prepare(Gallery.open(gallery_path).read_image(i)) for i in range(3)])
     np.testing.assert_allclose(model.encode_batch(batch)[2], expected, atol=1e-4)
 
 
 def test_export_refuses_what_misses_the_tolerance_and_leaves_nothing(run_path, tmp_path, monkeypatch):
-    monkeypatch.setattr("asymvpr_core.deploy.export._parity", lambda *_: 0.5)
-    with pytest.raises(DeployError, match=r"cosine 0\.5.*expected at least 0\.9999"):
+    monkeypatch.setattr("asymvpr_core.deploy.parity.cosines", lambda described, expected: np.full(len(described), 0.5))
+    with pytest.raises(DeployError, match=r"model\.onnx has cosine 0\.5.*expected at least 0\.9999.*--force"):
         export_model(run_path, tmp_path / "model", ExportSettings())
     assert list(tmp_path.iterdir()) == []
 

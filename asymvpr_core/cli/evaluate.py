@@ -215,8 +215,8 @@ def pairs(
 
     from asymvpr_core.evaluation.encoders import NamedEncoder
 
-    heavy = None if opened is None or no_heavy else NamedEncoder.of_gallery(opened, runtime.threads, weights)
-    networks = [NamedEncoder.of_network(name, runtime.threads, file) for name, file in map(_network_and_file, network or [])]
+    heavy = None if opened is None or no_heavy else NamedEncoder.of_gallery(opened, runtime.fixed_threads, weights)
+    networks = [NamedEncoder.of_network(name, runtime.fixed_threads, file) for name, file in map(_network_and_file, network or [])]
     chosen = pairings_of(opened, models, networks, heavy, use_stored=use_stored)
     evaluate_pairings(
         judged_by, chosen, settings, out, gallery=opened, cache=_cache(cache, no_cache, settings), progress=terminal_progress()
@@ -259,4 +259,4 @@ def _gallery_encoder(gallery: Any, network: str, weights: Path | None, runtime: 
             expected=f"{name}, which --network names",
             remedy="name the gallery's own network, or build a gallery with the other one",
         )
-    return GalleryEncoder.open(gallery, runtime.threads, weights)
+    return GalleryEncoder.open(gallery, runtime.fixed_threads, weights)

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from asymvpr_core import __version__
-from asymvpr_core.cli import bank, calibrate, dataset, demo, evaluate, evaluate_bag, export, gallery, networks, train
+from asymvpr_core.cli import bank, calibrate, dataset, demo, evaluate, evaluate_bag, export, gallery, model, networks, train
 from asymvpr_core.cli.failures import one_line_errors
 
 HELP = """\
@@ -54,7 +54,7 @@ class Commands(TyperGroup):
     """The commands in the order of the work, with known errors as one line whichever of them raises."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return ["demo", "networks", "dataset", "gallery", "bank", "align", "train", "export", "calibrate", "evaluate"]
+        return ["demo", "networks", "dataset", "gallery", "bank", "align", "train", "export", "model", "calibrate", "evaluate"]
 
     def invoke(self, ctx: Any) -> Any:
         with one_line_errors():
@@ -79,6 +79,7 @@ app.add_typer(bank.app, name="bank")
 app.command("align")(train.align)
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.add_typer(model.app, name="model")
 app.command("calibrate")(calibrate.calibrate)
 evaluate.app.command("bag")(evaluate_bag.bag)
 app.add_typer(evaluate.app, name="evaluate")

@@ -197,8 +197,12 @@ class RunEncoder:
         self._device = hardware.device(settings)
         self._network = network.eval().to(self._device)
 
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """(3, H, W) float32 for one (H, W, 3) uint8 RGB image."""
+        return self.preprocess(image)
+
     def encode_batch(self, inputs: np.ndarray) -> np.ndarray:
-        """(B, D) float32, L2-normalised, from pre-processed images (B, 3, H, W) float32."""
+        """(B, D) float32, L2-normalised, from stacked images that `prepare` has made."""
         with torch.inference_mode():
             result: np.ndarray = self._network(torch.from_numpy(inputs).to(self._device)).cpu().numpy()
         return result
