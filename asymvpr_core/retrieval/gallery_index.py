@@ -25,7 +25,6 @@ from asymvpr_core.retrieval.recipes import RECIPES, Parameters, compose, set_par
 
 INDEX = "index.json"
 FORMAT_VERSION = 1
-_LOCK = ".index.lock"
 _REMEDY = "build it anew with 'asymvpr index build'"
 
 
@@ -230,12 +229,12 @@ def _digest(manifest: IndexManifest) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with open(folder / _LOCK, "w") as lock:
-        try:
-            fcntl.lockf(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise ArtefactError(f"another process is writing an index of gallery {folder}", remedy="wait for it") from error
-        try:
-            yield
-        finally:
-            (folder / _LOCK).unlink(missing_ok=True)
+    """Keep other writers out. The folder itself is locked, so that no lock file stays in a finished gallery."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ArtefactError(f"another process is writing an index of gallery {folder}", remedy="wait for it") from error
+    finally:
+        os.close(descriptor)

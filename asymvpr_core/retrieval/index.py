@@ -107,6 +107,7 @@ def view_index(descriptors: np.ndarray) -> faiss.Index:
     """
     check_matrix(descriptors)
     dimension = int(descriptors.shape[1])
+    index: Any
     if descriptors.dtype == np.float32:
         index = faiss.IndexFlatIP(dimension)
     elif descriptors.dtype == np.float16:
@@ -118,8 +119,8 @@ def view_index(descriptors: np.ndarray) -> faiss.Index:
     if len(descriptors):
         raw = descriptors.view(np.uint8).reshape(-1)
         # An empty vector has no owner, and a view without one never frees what it shows.
-        nobody = faiss.MaybeOwnedVectorUInt8().owner
-        index.codes = faiss.MaybeOwnedVectorUInt8.create_view(faiss.swig_ptr(raw), raw.nbytes, nobody)
+        vector: Any = faiss.MaybeOwnedVectorUInt8
+        index.codes = vector.create_view(faiss.swig_ptr(raw), raw.nbytes, vector().owner)
         index.ntotal = len(descriptors)
     return index
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 
-import faiss
 import numpy as np
 
 from asymvpr_core.config import MatcherSettings
 from asymvpr_core.errors import RetrievalError, SettingsError
 from asymvpr_core.gallery.store import Gallery
-from asymvpr_core.retrieval.index import search
+from asymvpr_core.retrieval.index import SearchIndex, search
 from asymvpr_core.types import Match, MatchResult, Pose
 
 # A revisit is never pixel-aligned: people and robots drive a place again within about these angles.
@@ -33,7 +32,7 @@ class Matcher:
     candidates at all; keyframes without a stamp are never excluded.
     """
 
-    def __init__(self, gallery: Gallery, index: faiss.Index, settings: MatcherSettings | None = None):
+    def __init__(self, gallery: Gallery, index: SearchIndex, settings: MatcherSettings | None = None):
         """Check that gallery, index and settings fit together.
 
         Raises:

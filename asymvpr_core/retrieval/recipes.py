@@ -68,7 +68,7 @@ RECIPES: dict[IndexKind, Recipe] = {
         Recipe("rabitq", "one bit a dimension, ranked again", _k_factors(4, 10, 20, 40, 100, 200)),
         Recipe(
             "hnsw", "a graph of 8-bit vectors, ranked again",
-            tuple({"efSearch": ef, "k_factor_rf": factor} for ef, factor in ((64, 4), (64, 10), (128, 10), (256, 20), (512, 40), (1024, 100))),
+            tuple({"efSearch": n, "k_factor_rf": f} for n, f in ((64, 4), (64, 10), (128, 10), (256, 20), (512, 40), (1024, 100))),
             min_rows=64, reduces=True,
         ),
         Recipe("pq", "4-bit product codes, ranked again", _k_factors(4, 10, 20, 40, 100, 200), min_rows=640, reduces=True),
@@ -105,9 +105,11 @@ def check_applicable(kind: IndexKind, rows: int, dimension: int) -> None:
     """Raise RetrievalError where a gallery is too small for this kind, or its dimension."""
     recipe = RECIPES[kind]
     if rows < recipe.min_rows:
-        raise RetrievalError(f"{rows} keyframes", expected=f"at least {recipe.min_rows} for an index of kind {kind}", remedy="use --kind exact")
+        raise RetrievalError(
+            f"{rows} keyframes", expected=f"at least {recipe.min_rows} for an index of kind {kind}", remedy="use --kind exact"
+        )
     if dimension < 8 and kind not in ("exact", "float16", "sq8"):
-        raise RetrievalError(f"{dimension}-D descriptors", expected=f"at least 8-D for an index of kind {kind}", remedy="use --kind exact")
+        raise RetrievalError(f"{dimension}-D descriptors", expected=f"at least 8-D for an index of kind {kind}", remedy="take kind exact")
 
 
 def build(kind: IndexKind, descriptors: np.ndarray, settings: IndexSettings) -> faiss.Index | None:
@@ -186,8 +188,10 @@ def _empty(kind: IndexKind, rows: int, dimension: int, settings: IndexSettings) 
         return faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_8bit, product)
     if kind == "rabitq":
         return faiss.IndexRaBitQ(dimension, product)
+    index: Any
     if kind == "hnsw":
-        index = faiss.IndexHNSWSQ(reduced, faiss.ScalarQuantizer.QT_8bit, _LINKS, product)
+        graph: Any = faiss.IndexHNSWSQ  # its stub names another constructor
+        index = graph(reduced, faiss.ScalarQuantizer.QT_8bit, _LINKS, product)
         index.hnsw.efConstruction = _EF_CONSTRUCTION
         return index
     if kind == "pq":

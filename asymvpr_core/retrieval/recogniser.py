@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
 
 from asymvpr_core.config import MatcherSettings, RuntimeSettings
 from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import RetrievalError
-from asymvpr_core.gallery.store import INDEX, Gallery
+from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import check_pair
-from asymvpr_core.retrieval.index import read_index
+from asymvpr_core.retrieval.gallery_index import open_index
+from asymvpr_core.retrieval.index import SearchIndex
 from asymvpr_core.retrieval.matcher import Matcher
 from asymvpr_core.types import LoopClosure, MatchResult
 
@@ -27,7 +27,7 @@ class PlaceRecogniser:
 
     gallery: Gallery
     model: QueryModel
-    index: faiss.Index
+    index: SearchIndex
     matcher: Matcher
 
     @staticmethod
@@ -36,6 +36,8 @@ class PlaceRecogniser:
     ) -> PlaceRecogniser:
         """Open gallery and query model, verify their checksums, and check that they are of one pair.
 
+        Descriptors of more than 256 MiB are verified behind the work; damage is then raised by `process`.
+
         Raises:
             ArtefactError: missing or damaged artefact, or gallery and model of different pairs.
             RetrievalError: empty gallery, or an index that does not fit it.
@@ -43,10 +45,10 @@ class PlaceRecogniser:
             SettingsError: matcher settings that contradict each other.
         """
         gallery_path, model_path = Path(gallery_path), Path(model_path)
-        gallery = Gallery.open(gallery_path)
+        gallery = Gallery.open(gallery_path, verify="auto")
         model = QueryModel.open(model_path, runtime)
         check_pair(gallery.manifest, model.manifest, gallery_path, model_path)
-        index = read_index(gallery_path / INDEX)
+        index = open_index(gallery)
         return PlaceRecogniser(gallery, model, index, Matcher(gallery, index, matcher))
 
     def process(self, image: np.ndarray, stamp_ns: int) -> MatchResult:
