@@ -33,6 +33,9 @@ def is_yaml_off(field: FieldInfo, value: Any) -> bool:
     return value is False and "off" in get_args(field.annotation)
 
 
+# Longer side of thumbnails where they are asked for without a size: a VGA picture is halved once, small text in it is gone.
+THUMBNAIL_SIDE_PX = 480
+
 WeatherName = Literal["day", "overcast", "rain", "fog", "evening"]
 
 
@@ -80,6 +83,9 @@ class GallerySettings(ProjectionSettings):
     )
     descriptor_dtype: Literal["float32", "float16"] = Field("float32", description="type of the stored descriptors")
     threads: int = Field(2, ge=1, description="CPU threads of the forward pass")
+    thumbnail_side_px: int = Field(
+        0, ge=0, le=4096, description="longer side of the thumbnails [px] that geometric verification needs; 0: none are stored"
+    )
 
     @field_validator("projection_dim")
     @classmethod
@@ -280,17 +286,54 @@ class RuntimeSettings(Settings):
 
 
 class MatcherSettings(Settings):
-    """When a query frame is declared to be at a place of the gallery."""
+    """When a query frame is declared to be at a place of the gallery; docs/matching.md has the equations."""
 
     top_k: int = Field(5, ge=1, le=100, description="number of candidates per frame")
     score_threshold: float = Field(0.5, ge=-1.0, le=1.0, description="smallest cosine that may be accepted")
     exclude_time_s: float = Field(30.0, ge=0.0, description="keyframes closer in time than this [s] are no loop closure")
-    sequence: Literal["off", "vote"] = Field("vote", description="temporal agreement: off, or a vote over the last frames")
+    sequence: Literal["off", "vote", "bayes"] = Field(
+        "vote", description="temporal agreement: off, a vote over the last frames, or a discrete Bayes filter over the keyframes"
+    )
     sequence_length: int = Field(5, ge=1, le=100, description="frames in the vote")
     min_votes: int = Field(4, ge=1, le=100, description="frames of the vote, this one included, whose best must agree")
+    vote_distance_m: float = Field(
+        0.0, ge=0.0, description="way [m] over which the frames of the vote are spread, where odometry is known; 0: the last frames"
+    )
+    min_posterior: float = Field(0.99, ge=0.5, le=1.0, description="bayes: smallest probability of the best place that is accepted")
+    evidence_spacing_m: float = Field(3.0, gt=0.0, description="bayes: frames closer than this [m] are one observation")
     agreement_radius_m: float = Field(8.0, gt=0.0, description="candidates within this distance [m] agree")
     agreement_yaw_deg: float = Field(45.0, gt=0.0, le=180.0, description="candidates within this yaw [deg] agree")
     max_frame_gap_s: float = Field(3.0, gt=0.0, description="a pause between frames longer than this [s] starts a new vote")
+    max_speed_m_s: float = Field(20.0, gt=0.0, description="odometry that is faster than this [m/s] has jumped")
+    odometry_drift: float = Field(0.05, gt=0.0, le=1.0, description="standard deviation of odometry as a share of the way")
+    odometry_yaw_drift_deg_m: float = Field(0.1, gt=0.0, le=10.0, description="standard deviation of odometry's yaw a metre [deg/m]")
+    odom_gate_sigma: float = Field(
+        0.0,
+        ge=0.0,
+        le=20.0,
+        description="a match farther than this [standard deviations] from what odometry expects is refused; 0: no gate",
+    )
+    odom_gate_reopen_m: float = Field(
+        20.0, gt=0.0, description="way [m] along which refused matches must agree with one another to be believed instead"
+    )
+    geometric_verification: Literal["off", "fundamental"] = Field(
+        "off", description="off, or feature pairs between frame and thumbnail must fit one fundamental matrix"
+    )
+    min_inliers: int = Field(20, ge=8, description="feature pairs that must fit")
+
+
+class SessionSettings(Settings):
+    """The session gallery: keyframes of this very run, compared light against light."""
+
+    session_gallery: bool = Field(False, description="look for loop closures within this run")
+    session_score_threshold: float = Field(0.6, ge=-1.0, le=1.0, description="smallest cosine that may be accepted within the session")
+    min_keyframe_distance_m: float = Field(
+        1.0, gt=0.0, description="distance to the last keyframe [m] that makes a new one; [s] without odometry"
+    )
+    min_keyframe_yaw_deg: float = Field(15.0, gt=0.0, le=180.0, description="turn since the last keyframe [deg] that makes a new one")
+    exclude_keyframes: int = Field(10, ge=0, description="the last keyframes, so many, are no loop closure")
+    exclude_distance_m: float = Field(15.0, ge=0.0, description="keyframes fewer metres of way ago than this [m] are no loop closure")
+    session_capacity: int = Field(5000, ge=2, le=10_000_000, description="most keyframes of a session; beyond it, every other one goes")
 
 
 class NodeSettings(Settings):
@@ -347,5 +390,6 @@ SECTIONS: dict[str, type[Settings]] = {
     "export": ExportSettings,
     "runtime": RuntimeSettings,
     "matcher": MatcherSettings,
+    "session": SessionSettings,
     "evaluation": EvaluationSettings,
 }

@@ -214,13 +214,41 @@ def verify_content(folder: Path, manifest: Manifest, name: str) -> None:
         raise ArtefactError(f"{path} is damaged: its checksum differs from the manifest's", remedy=remedy)
 
 
+def query_identity(model: Manifest) -> GalleryNetworkIdentity:
+    """What descriptors of a query model are comparable with light against light: those of the very same model.
+
+    It is the identity of a gallery that a session saved. Raises ArtefactError where the manifest lacks its parts.
+    """
+    name, preprocess, file = model.details.get("query_network"), model.details.get("preprocess"), model.files.get("model.onnx")
+    if not isinstance(preprocess, dict) or file is None:
+        raise ArtefactError("the manifest of the query model does not say its pre-processing and its weights", remedy="export it again")
+    return GalleryNetworkIdentity(
+        name=str(name or "query_network"), weights_sha256=file.sha256, preprocess=preprocess, projection_sha256=None,
+        dimension=model.gallery_network.dimension,
+    )  # fmt: skip
+
+
+def is_own_session(gallery: Manifest, model: Manifest) -> bool:
+    """Whether a gallery was saved by a session that ran this very query model: its descriptors are the light network's."""
+    return gallery.inputs.get("layout") == "session" and gallery.gallery_network.pair_id == query_identity(model).pair_id
+
+
 def check_pair(gallery: Manifest, model: Manifest, gallery_path: Path, model_path: Path) -> None:
     """Refuse a query model that was trained for another gallery network than the gallery's.
+
+    A gallery that a session saved belongs to the query model that ran then, and to no other.
 
     Raises:
         ArtefactError: naming both pairs.
     """
-    if gallery.gallery_network.pair_id != model.gallery_network.pair_id:
+    if gallery.inputs.get("layout") == "session" and not is_own_session(gallery, model):
+        raise ArtefactError(
+            f"gallery {gallery_path} was saved by a session of the query model ({gallery.gallery_network}), "
+            f"query model {model_path} is ({query_identity(model)})",
+            expected="the query model of that session",
+            remedy="open it with that model, or build a gallery from the session's bag with 'asymvpr gallery build'",
+        )
+    if gallery.inputs.get("layout") != "session" and gallery.gallery_network.pair_id != model.gallery_network.pair_id:
         raise ArtefactError(
             f"gallery {gallery_path} was made by ({gallery.gallery_network}), "
             f"query model {model_path} was trained for ({model.gallery_network})",

@@ -14,13 +14,13 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from asymvpr_core.config import MatcherSettings, NodeSettings, RuntimeSettings, Settings, is_yaml_off
+from asymvpr_core.config import MatcherSettings, NodeSettings, RuntimeSettings, SessionSettings, Settings, is_yaml_off
 from asymvpr_core.errors import AsymvprError, SettingsError
 from asymvpr_core.settings_files import make_settings
 
-GROUPS: tuple[type[Settings], ...] = (NodeSettings, MatcherSettings, RuntimeSettings)
+GROUPS: tuple[type[Settings], ...] = (NodeSettings, MatcherSettings, SessionSettings, RuntimeSettings)
 # What may change while the node is configured; all else is read once, when it configures.
-LIVE = frozenset(MatcherSettings.model_fields) | {"max_rate_hz", "max_image_age_s", "cooldown_s"}
+LIVE = frozenset(MatcherSettings.model_fields) | frozenset(SessionSettings.model_fields) | {"max_rate_hz", "max_image_age_s", "cooldown_s"}
 _TYPES = {bool: Parameter.Type.BOOL, int: Parameter.Type.INTEGER, float: Parameter.Type.DOUBLE, str: Parameter.Type.STRING}
 
 
@@ -30,6 +30,7 @@ class ResolvedSettings:
 
     node: NodeSettings
     matcher: MatcherSettings
+    session: SessionSettings
     runtime: RuntimeSettings
 
 

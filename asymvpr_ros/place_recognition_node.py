@@ -28,8 +28,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from asymvpr_core.errors import AsymvprError
-from asymvpr_core.retrieval.matcher import Matcher
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
+from asymvpr_core.types import QueryFrame
 from asymvpr_ros.conversions import cv_bridge_works, rgb_of, stamp_ns
 from asymvpr_ros.diagnostics import NodeStatus
 from asymvpr_ros.frame_age import age_s, fault_of_stamp
@@ -230,8 +230,9 @@ class PlaceRecognitionNode(LifecycleNode):
 
     def _match(self, frame: Frame, stamp: int) -> None:
         assert self._recogniser is not None  # the worker lives only while the node is configured
-        result = self._recogniser.process(rgb_of(frame.message), stamp)
-        closure = self._recogniser.loop_closure(result) if result.accepted else None
+        recognition = self._recogniser.process(rgb_of(frame.message), QueryFrame(stamp))
+        result, closure = recognition.prior, recognition.prior_closure
+        assert result is not None  # a node without a prior gallery does not configure
         cooling_s = self._cooling_s(stamp) if result.accepted else 0.0
         announce = result.accepted and cooling_s <= 0
         if announce:
@@ -275,7 +276,7 @@ class PlaceRecognitionNode(LifecycleNode):
 
     def _check_settings(self, settings: ResolvedSettings) -> None:
         if self._recogniser is not None:
-            Matcher(self._recogniser.gallery, self._recogniser.index, settings.matcher)
+            self._recogniser.check_settings(settings.matcher)
 
     def _apply_settings(self, settings: ResolvedSettings) -> None:
         if self._recogniser is not None and self._recogniser.matcher.settings != settings.matcher:

@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from asymvpr_core.cli.main import app
 from asymvpr_core.pixel_formats import KNOWN_ENCODINGS
 
-DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [*(REPOSITORY / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 INTERFACE = REPOSITORY / "docs" / "ros_interface.md"
 _FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 HELP = {"--help", "-h"}
@@ -178,7 +178,7 @@ def test_the_table_of_parameters_is_that_of_the_settings():
         expected = str(field.default).lower() if isinstance(field.default, bool) else str(field.default) or '""'
         assert default == expected, name
         limits = [getattr(limit, bound) for limit in field.metadata for bound in ("ge", "gt", "le", "lt") if hasattr(limit, bound)]
-        assert [float(number) for number in re.findall(r"-?\d+", allowed)] == limits, name
+        assert [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", allowed)] == limits, name
         assert ("greater than" in allowed) == any(hasattr(limit, "gt") for limit in field.metadata), name
         choices = re.search("one of: (.*)", parameters.descriptor_of(name, field).additional_constraints)
         assert (choices is not None and allowed == choices.group(1)) or (choices is None and not re.search("[a-z], [a-z]", allowed)), name

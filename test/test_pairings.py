@@ -28,7 +28,7 @@ from asymvpr_core.evaluation.sequence import evaluate_sequence
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.retrieval.index import build_index
 from asymvpr_core.retrieval.matcher import Matcher
-from asymvpr_core.types import ImageRecord, Pose
+from asymvpr_core.types import ImageRecord, Pose, QueryFrame
 
 SETTINGS = EvaluationSettings(radius_m=1.0, k=(1, 3), bootstrap_resamples=50, boards=3)
 # The places that 14 queries show: at place 4 what is at 9, at place 8 what is at 1, and four times unknown land.
@@ -242,7 +242,7 @@ def test_the_vote_over_ordered_queries_is_that_of_the_matcher(world, tmp_path):
     assert run.operating_point == (0.5, 1.0)
     direct = Matcher(gallery, build_index(gallery.descriptors), matcher.model_copy(update={"exclude_time_s": 0.0}))
     described = describe(queries, NamedEncoder.of_model(model))
-    answers = [direct.match(descriptor, i * SECOND_NS) for i, descriptor in enumerate(described)]
+    answers = [direct.match(descriptor, QueryFrame(i * SECOND_NS)) for i, descriptor in enumerate(described)]
     assert run.accepted.tolist() == [answer.accepted for answer in answers]
     # The vote rejects the two confident mistakes, which no threshold on the single frame does.
     assert run.sweep.recall_at_full_precision == 0.5 > run.single_frame.recall_at_full_precision

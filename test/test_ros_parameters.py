@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from asymvpr_core.config import MatcherSettings, NodeSettings, RuntimeSettings
+from asymvpr_core.config import MatcherSettings, NodeSettings, RuntimeSettings, SessionSettings
 from asymvpr_core.errors import RetrievalError, SettingsError
 from asymvpr_ros.parameters import GROUPS, LIVE, NodeParameters, ResolvedSettings, descriptor_of, fields, resolve
 
@@ -44,12 +44,12 @@ def test_every_setting_is_a_parameter_with_type_default_range_and_description():
     for name, field in fields().items():
         assert node.get_parameter(name).value == field.default
         assert node.describe_parameter(name).description == field.description != ""
-    assert parameters.resolved == ResolvedSettings(NodeSettings(), MatcherSettings(), RuntimeSettings())
+    assert parameters.resolved == ResolvedSettings(NodeSettings(), MatcherSettings(), SessionSettings(), RuntimeSettings())
     top_k = node.describe_parameter("top_k").integer_range[0]
     assert (top_k.from_value, top_k.to_value) == (1, 100)
     threshold = node.describe_parameter("score_threshold").floating_point_range[0]
     assert (threshold.from_value, threshold.to_value) == (-1.0, 1.0)
-    assert node.describe_parameter("sequence").additional_constraints == "one of: off, vote"
+    assert node.describe_parameter("sequence").additional_constraints == "one of: off, vote, bayes"
     assert "greater than 0" in node.describe_parameter("agreement_radius_m").additional_constraints
     assert "read when the node configures" in descriptor_of("threads", fields()["threads"]).additional_constraints
 

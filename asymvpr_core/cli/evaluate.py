@@ -51,7 +51,7 @@ def recall(
     sequence: Annotated[
         str | None,
         typer.Option(
-            help="the queries are consecutive frames: run the robot's matcher over them too", metavar="off|vote", show_default=False
+            help="the queries are consecutive frames: run the robot's matcher over them too", metavar="off|vote|bayes", show_default=False
         ),
     ] = None,
     score_threshold: Annotated[float | None, setting(MatcherSettings, "score_threshold")] = None,

@@ -9,7 +9,15 @@ import typer
 
 from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import BenchmarkSettings, EngineSettings, GallerySettings, IndexKind, IndexSettings, SourceSettings
+from asymvpr_core.config import (
+    THUMBNAIL_SIDE_PX,
+    BenchmarkSettings,
+    EngineSettings,
+    GallerySettings,
+    IndexKind,
+    IndexSettings,
+    SourceSettings,
+)  # fmt: skip
 from asymvpr_core.settings_files import make_settings
 
 app = typer.Typer(help="Build a gallery, look at one, check one.", no_args_is_help=True, rich_markup_mode=None)
@@ -55,6 +63,9 @@ def build(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="leave out images that cannot be read instead of refusing the gallery")
     ] = False,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="store small grey pictures of the keyframes, which geometric verification needs")
+    ] = False,
     engine: Annotated[str | None, setting(EngineSettings, "engine")] = None,
     ray_address: Annotated[str | None, setting(EngineSettings, "address", "--ray-address")] = None,
     ray_workers: Annotated[int | None, setting(EngineSettings, "workers", "--ray-workers")] = None,
@@ -88,6 +99,8 @@ def build(
     )
     if projection_dim == 0:
         settings = settings.model_copy(update={"projection_dim": None})
+    if thumbnails and not settings.thumbnail_side_px:
+        settings = settings.model_copy(update={"thumbnail_side_px": THUMBNAIL_SIDE_PX})
     engine_settings = make_settings(EngineSettings, config, engine=engine, address=ray_address, workers=ray_workers)
     source_settings = make_settings(
         SourceSettings, config, image_topic=image_topic, pose_topic=pose_topic, trajectory_file=trajectory,

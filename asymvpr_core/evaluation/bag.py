@@ -35,6 +35,7 @@ from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import new_folder
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
+from asymvpr_core.types import QueryFrame
 
 METRICS, MATCHES, TRAJECTORY, REPORT = "metrics.json", "matches.csv", "matches.tum", "report.html"
 
@@ -86,9 +87,9 @@ def evaluate_run(
     """Match every image of a dataset in its order of time; what `evaluate_bag` does once the bag is open.
 
     Raises:
-        EvaluationError: images without stamp or pose, stamps out of order, or poses in another frame than the gallery's.
+        EvaluationError: images without stamp or pose, stamps out of order, poses in another frame than the gallery's, or no prior gallery.
     """
-    gallery, matcher = recogniser.gallery, recogniser.matcher.settings
+    gallery, matcher = _prior(recogniser)
     check_poses(dataset.records, str(dataset.root), evaluation.max_yaw_deg)
     check_poses(gallery.keyframes, f"gallery {gallery.path}", evaluation.max_yaw_deg)
     check_map_frames(gallery, dataset.map_frame, str(dataset.root))
@@ -99,8 +100,9 @@ def evaluate_run(
         images = dataset.read_images(list(range(len(dataset.records))))
         for index, image in progress(images, "matching frames", total=len(dataset.records)):
             begin = time.perf_counter()
-            answer = recogniser.process(image, stamps_ns[index])
+            answer = recogniser.process(image, QueryFrame(stamps_ns[index])).prior
             latency_ms = (time.perf_counter() - begin) * 1e3
+            assert answer is not None  # there is a prior gallery
             allowed = without_recent(positives[index], stamps_ns[index], gallery.keyframes, matcher.exclude_time_s)
             frames.append(judge(dataset.records[index], answer, allowed, latency_ms, gallery.keyframes))
         sweep = precision_recall(
@@ -117,6 +119,12 @@ def evaluate_run(
     return result
 
 
+def _prior(recogniser: PlaceRecogniser) -> tuple[Gallery, MatcherSettings]:
+    if recogniser.gallery is None or recogniser.matcher is None:
+        raise EvaluationError("the recogniser has no prior gallery", remedy="open it with the gallery that the run is judged by")
+    return recogniser.gallery, recogniser.matcher.settings
+
+
 def _stamps(dataset: Dataset) -> list[int]:
     stamps = [record.stamp_ns for record in dataset.records if record.stamp_ns is not None]
     if len(stamps) != len(dataset.records):
@@ -129,7 +137,7 @@ def _stamps(dataset: Dataset) -> list[int]:
 def _metrics(
     dataset: Dataset, recogniser: PlaceRecogniser, frames: list[FrameOutcome], sweep: PrecisionRecall, evaluation: EvaluationSettings
 ) -> dict[str, Any]:
-    matcher, gallery = recogniser.matcher.settings, recogniser.gallery
+    gallery, matcher = _prior(recogniser)
     accepted = [frame for frame in frames if frame.result.accepted]
     n_true = sum(frame.outcome is Outcome.TRUE for frame in accepted)
     opportunities = [frame for frame in frames if frame.is_opportunity]
@@ -202,7 +210,7 @@ def _write_matches(path: Path, result: BagResult) -> None:
             record, judged = frame.record, frame.judged
             assert record.pose is not None  # checked before the run
             keyframe: list[Any] = [""] * 5
-            if judged is not None:
+            if judged is not None and judged.pose is not None:
                 x, y = judged.pose.position[:2]
                 name = result.gallery.keyframes[judged.keyframe_index].name
                 keyframe = [judged.keyframe_index, name, f"{x:.4f}", f"{y:.4f}", f"{judged.score:.6f}"]
@@ -220,7 +228,8 @@ def _number(value: float) -> str:
 
 def _write_trajectory(path: Path, frames: list[FrameOutcome]) -> None:
     """The accepted match poses at the frames' stamps; only a comment where nothing was accepted."""
-    poses = {frame.result.stamp_ns: frame.result.match.pose for frame in frames if frame.result.match is not None}
+    matches = {frame.result.stamp_ns: frame.result.match for frame in frames if frame.result.match is not None}
+    poses = {stamp_ns: match.pose for stamp_ns, match in matches.items() if match.pose is not None}
     if not poses:
         path.write_text("# timestamp[s] x y z qx qy qz qw (no match was accepted)\n", encoding="utf-8")
         return

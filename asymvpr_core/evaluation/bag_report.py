@@ -198,13 +198,19 @@ def outcome_groups(frames: Sequence[FrameOutcome]) -> list[PointGroup]:
                     outcome.value,
                     style,
                     np.array([_position(frame) for frame in chosen]),
-                    np.array([frame.judged.pose.position[:2] if frame.judged else (np.nan, np.nan) for frame in chosen]),
+                    np.array([_judged_position(frame) for frame in chosen]),
                     np.array([frame.best_score for frame in chosen]),
                     np.array([frame.position_error_m for frame in chosen]),
                     np.array([(frame.result.stamp_ns - start_ns) / 1e9 for frame in chosen]),
                 )
             )
     return groups
+
+
+def _judged_position(frame: FrameOutcome) -> tuple[float, float]:
+    if frame.judged is None or frame.judged.pose is None:
+        return np.nan, np.nan
+    return frame.judged.pose.position[:2]
 
 
 def _position(frame: FrameOutcome) -> tuple[float, float]:

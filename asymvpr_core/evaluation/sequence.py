@@ -14,11 +14,11 @@ from asymvpr_core.evaluation.outcomes import without_recent
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.retrieval.index import SearchIndex, build_index
 from asymvpr_core.retrieval.matcher import Matcher
-from asymvpr_core.types import ImageRecord
+from asymvpr_core.types import ImageRecord, QueryFrame
 
 PROTOCOL = {
     "order": "the queries in the order of their source, as consecutive frames of one run",
-    "accepted": "matches that the robot's matcher accepts, by its threshold and its vote over the last frames",
+    "accepted": "matches that the robot's matcher accepts, by its threshold and its temporal agreement, without odometry",
     "precision_of_accepted": "correct accepted matches / accepted matches",
     "recall_of_accepted": "correct accepted matches / queries with a correct match",
     "sweep": "the vote first, with every frame voting; then any threshold on the score of the frames that it accepts",
@@ -119,7 +119,7 @@ def _match(matcher: Matcher, descriptors: np.ndarray, stamps: list[int]) -> tupl
     """(gallery index, score) of the best candidate of every frame, (-1, -inf) without one; (Q,) bool whether it was accepted."""
     best, accepted = [], np.zeros(len(stamps), dtype=bool)
     for i, (descriptor, stamp_ns) in enumerate(zip(descriptors, stamps, strict=True)):
-        answer = matcher.match(descriptor, stamp_ns)
+        answer = matcher.match(descriptor, QueryFrame(stamp_ns))
         first = answer.candidates[0] if answer.candidates else None
         best.append((-1, -np.inf) if first is None else (first.keyframe_index, first.score))
         accepted[i] = answer.accepted

@@ -16,7 +16,16 @@ from asymvpr_core.config import EngineSettings, GallerySettings, IndexSettings
 from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.errors import ArtefactError, GalleryError
 from asymvpr_core.gallery.describe import Description, describe, report_unreadable
-from asymvpr_core.gallery.store import DESCRIPTORS, IMAGES, KEYFRAMES, PROJECTION, write_keyframes
+from asymvpr_core.gallery.store import (
+    DESCRIPTORS,
+    IMAGES,
+    KEYFRAMES,
+    PROJECTION,
+    THUMBNAILS,
+    encode_thumbnail,
+    thumbnail_name,
+    write_keyframes,
+)
 from asymvpr_core.manifest import GalleryNetworkIdentity, read_manifest, verify_files, write_manifest
 from asymvpr_core.networks.cpu import prepare_cpu
 from asymvpr_core.networks.loading import LoadedNetwork, load_network
@@ -71,6 +80,8 @@ def build_gallery(
         _write(staging, source, settings, network, described, borrowed)
         if source.layout == "bag":
             shutil.copytree(work / IMAGES, staging / IMAGES, copy_function=link_or_copy)
+        if settings.thumbnail_side_px:
+            write_thumbnails(staging, source, described.kept, settings.thumbnail_side_px, progress)
         _write_manifest(staging, source, settings, network, described)
         index_gallery(staging, index or IndexSettings(), progress=progress)
 
@@ -119,6 +130,14 @@ def write_descriptors(staging: Path, features: np.ndarray, projection: Projectio
     descriptors.flush()
 
 
+def write_thumbnails(staging: Path, source: Dataset, kept: list[int], side_px: int, progress: Progress) -> None:
+    """Write a thumbnail of every keyframe into the staging folder of a gallery; keyframe i is image `kept[i]` of the source."""
+    (staging / THUMBNAILS).mkdir()
+    images = progress(source.read_images(kept), "thumbnails", len(kept))
+    for keyframe, (_, image) in enumerate(images):
+        (staging / thumbnail_name(keyframe)).write_bytes(encode_thumbnail(image, side_px))
+
+
 def _write_manifest(staging: Path, source: Dataset, settings: GallerySettings, network: LoadedNetwork, described: Description) -> None:
     projection = staging / PROJECTION
     identity = GalleryNetworkIdentity(
@@ -134,7 +153,8 @@ def _write_manifest(staging: Path, source: Dataset, settings: GallerySettings, n
         inputs={"source": str(source.root.resolve()), "layout": source.layout},
         versions=gallery_versions(),
         details={
-            "map_frame": source.map_frame, "keyframes": len(described.kept), "images_in_gallery": source.layout == "bag", "index": True,
+            "map_frame": source.map_frame, "keyframes": len(described.kept), "images_in_gallery": source.layout == "bag",
+            "thumbnails": settings.thumbnail_side_px > 0, "index": True,
             "skipped_images": dict(sorted(described.unreadable.items())),
             "weights": {"tensors": network.report.used, "ignored": network.report.ignored, "notes": list(network.report.notes)},
         },

@@ -10,7 +10,7 @@ import numpy as np
 from asymvpr_core.config import IndexSettings, ProjectionSettings
 from asymvpr_core.errors import ArtefactError, GalleryError
 from asymvpr_core.gallery.build import gallery_versions, write_descriptors
-from asymvpr_core.gallery.store import IMAGES, KEYFRAMES, PROJECTION, Gallery
+from asymvpr_core.gallery.store import IMAGES, KEYFRAMES, PROJECTION, THUMBNAILS, Gallery
 from asymvpr_core.manifest import new_folder, read_manifest, verify_files, write_manifest
 from asymvpr_core.networks.projection import Projection, make_projection
 from asymvpr_core.progress import Progress, silent
@@ -55,6 +55,8 @@ def project_gallery(
         shutil.copy2(gallery.path / KEYFRAMES, staging / KEYFRAMES)
         if gallery.manifest.details["images_in_gallery"]:
             shutil.copytree(gallery.path / IMAGES, staging / IMAGES, copy_function=link_or_copy)
+        if gallery.has_thumbnails:
+            shutil.copytree(gallery.path / THUMBNAILS, staging / THUMBNAILS, copy_function=link_or_copy)
         write_manifest(
             staging, "gallery",
             identity.model_copy(update={"projection_sha256": projection.sha256, "dimension": projection.dimension}),

@@ -1,7 +1,8 @@
 """The gallery on disk: descriptors, keyframes and poses behind one verified reader.
 
 Folder: `manifest.json`, `descriptors.npy` (N, D), `keyframes.csv`, the index (`retrieval.gallery_index`),
-`projection.npz` where the descriptors are projected, `images/` where the source was a bag.
+`projection.npz` where the descriptors are projected, `images/` where the source was a bag, `thumbnails/`
+where geometric verification was asked for.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.image_decoding import read_image
-from asymvpr_core.manifest import Manifest, read_manifest, verify_files
+from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, verify_files
 from asymvpr_core.types import IDENTITY_QUATERNION, Keyframe, Pose
 from asymvpr_core.verification import Verification, verify_behind
 
 DESCRIPTORS, KEYFRAMES, PROJECTION, IMAGES = "descriptors.npy", "keyframes.csv", "projection.npz", "images"
+THUMBNAILS = "thumbnails"
+_THUMBNAIL_QUALITY = 80
 COLUMNS = (
     "index", "name", "camera", "stamp_ns", "x", "y", "z", "qx", "qy", "qz", "qw", "heading_deg", "lat", "lon", "place_id",
 )  # fmt: skip
@@ -89,6 +93,11 @@ class Gallery:
         return _reopen, (self.path,)
 
     @property
+    def gallery_network(self) -> GalleryNetworkIdentity:
+        """The pair: what the descriptors are comparable with."""
+        return self.manifest.gallery_network
+
+    @property
     def map_frame(self) -> str:
         """Name of the frame of all poses."""
         return str(self.manifest.details["map_frame"])
@@ -103,9 +112,48 @@ class Gallery:
         root = self.path / IMAGES if self.manifest.details["images_in_gallery"] else Path(self.manifest.inputs["source"])
         return root / self.keyframes[index].name
 
+    @property
+    def has_thumbnails(self) -> bool:
+        """Whether every keyframe has a thumbnail."""
+        return bool(self.manifest.details.get("thumbnails"))
+
+    def read_thumbnail(self, index: int) -> np.ndarray:
+        """(H, W) uint8 grey thumbnail of keyframe `index`, after its checksum was tested.
+
+        Raises:
+            ArtefactError: there is none, or it is damaged.
+        """
+        name = thumbnail_name(index)
+        verify_files(self.path, self.manifest, [name])
+        return decode_thumbnail((self.path / name).read_bytes(), str(self.path / name))
+
     def read_image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB picture of keyframe `index`. Raises ImageError when it cannot be read."""
         return read_image(self.image_path(index))
+
+
+def thumbnail_name(index: int) -> str:
+    """Path of a thumbnail in the gallery."""
+    return f"{THUMBNAILS}/{index:08d}.jpg"
+
+
+def encode_thumbnail(image: np.ndarray, side_px: int) -> bytes:
+    """Grey JPEG of an `(H, W, 3)` RGB image, its longer side `side_px` at most."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    scale = side_px / max(grey.shape)
+    if scale < 1.0:
+        size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    _, data = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, _THUMBNAIL_QUALITY])
+    return data.tobytes()
+
+
+def decode_thumbnail(data: bytes, name: str) -> np.ndarray:
+    """(H, W) uint8 of what `encode_thumbnail` wrote. Raises ArtefactError where it cannot be decoded."""
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if grey is None:
+        raise ArtefactError(f"thumbnail {name} cannot be decoded", remedy="rebuild with 'asymvpr gallery build --thumbnails'")
+    return grey
 
 
 def _reopen(path: Path) -> Gallery:

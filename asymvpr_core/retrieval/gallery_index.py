@@ -74,13 +74,14 @@ class GalleryIndex:
 
     def __init__(
         self, kind: IndexKind, index: Any, descriptors: np.ndarray, parameters: Parameters, refine: str,
-        check: Callable[[], None] | None = None,
+        check: Callable[[], None] | None = None, tuned_k: int = 10,
     ):  # fmt: skip
         """Compose the FAISS index of `kind` with the stored descriptors.
 
         Args:
             index: what `recipes.build` gave or the file holds; None for kind exact.
             descriptors: (N, D), memory-mapped perhaps.
+            tuned_k: the neighbours for which `parameters` were found.
             check: called before every search; raises when the gallery has turned out to be damaged.
         """
         self.kind, self.parameters, self.refine = kind, parameters, refine
@@ -88,8 +89,10 @@ class GalleryIndex:
         self.answered_exactly = 0
         self._exact_order = not RECIPES[kind].refines
         self._check, self._descriptors = check, descriptors
+        self._index: Any
         self._index, self._keep = compose(kind, index, descriptors, refine)
         set_parameters(self._index, parameters)
+        self._k_factor, self._tuned_k = parameters.get("k_factor_rf", 0), tuned_k
 
     @property
     def faiss_index(self) -> Any:
@@ -108,6 +111,10 @@ class GalleryIndex:
             self._check()
         if self._exact_order:
             return search_with_ties(self._index, queries, k)
+        if self._k_factor:
+            # The recall was tuned for few neighbours. Where a filter asks for thousands, as many candidates as that
+            # are ranked again and no multiple of them: that would read most of the stored descriptors.
+            self._index.k_factor = max(1.0, min(self._k_factor, self._k_factor * self._tuned_k / k))
         scores, indices = self._index.search(queries, k)
         missing = indices[:, -1] < 0
         if missing.any():
@@ -219,7 +226,9 @@ def open_index(gallery: Gallery) -> GalleryIndex:
                 f"{path} holds {index.ntotal} descriptors of {index.d}-D",
                 expected=f"{len(gallery)} of {gallery.descriptors.shape[1]}-D as in gallery {gallery.path}", remedy=_REMEDY,
             )  # fmt: skip
-    return GalleryIndex(manifest.kind, index, gallery.descriptors, manifest.parameters, manifest.refine, check)
+    return GalleryIndex(
+        manifest.kind, index, gallery.descriptors, manifest.parameters, manifest.refine, check, int(manifest.settings.get("k", 10))
+    )
 
 
 def _digest(manifest: IndexManifest) -> str:

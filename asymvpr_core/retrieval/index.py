@@ -18,7 +18,10 @@ _REMEDY = "build it anew with 'asymvpr index build'"
 class SearchIndex(Protocol):
     """What is searched: a FAISS index, `GalleryIndex`, `GrowingIndex`. Row i of the descriptors has index i."""
 
-    d: int
+    @property
+    def d(self) -> int:
+        """Dimension of the descriptors."""
+        ...
 
     @property
     def ntotal(self) -> int:

@@ -106,7 +106,9 @@ def check_applicable(kind: IndexKind, rows: int, dimension: int) -> None:
     recipe = RECIPES[kind]
     if rows < recipe.min_rows:
         raise RetrievalError(
-            f"the gallery has {rows} keyframes", expected=f"at least {recipe.min_rows} for an index of kind {kind}", remedy="take kind exact"
+            f"the gallery has {rows} keyframes",
+            expected=f"at least {recipe.min_rows} for an index of kind {kind}",
+            remedy="take kind exact",
         )
     if dimension < 8 and kind not in ("exact", "float16", "sq8"):
         raise RetrievalError(f"{dimension}-D descriptors", expected=f"at least 8-D for an index of kind {kind}", remedy="take kind exact")

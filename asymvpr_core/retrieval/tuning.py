@@ -120,7 +120,7 @@ def choose_index(descriptors: np.ndarray, settings: IndexSettings, *, every_kind
             expected=f"at least {settings.recall:g}", remedy="lower --recall, raise --memory-mb, or leave --kind out",
         )  # fmt: skip
     chosen, stored = best
-    index = GalleryIndex(chosen.kind, stored, descriptors, chosen.parameters, settings.refine)
+    index = GalleryIndex(chosen.kind, stored, descriptors, chosen.parameters, settings.refine, tuned_k=settings.k)
     return ChosenIndex(index, stored, trials, _note(chosen, trials, settings))
 
 
@@ -166,7 +166,7 @@ def _measure_kind(
             remedy="raise --memory-mb",
         )  # fmt: skip
     for parameters in ladder(kind, len(descriptors), settings.refine):
-        index = GalleryIndex(kind, stored, descriptors, parameters, settings.refine)
+        index = GalleryIndex(kind, stored, descriptors, parameters, settings.refine, tuned_k=settings.k)
         _, found = search(index, queries, settings.k, settings.threads)
         trial = Trial(
             kind=kind, parameters=parameters, memory_bytes=memory, bytes_per_vector=memory / len(descriptors),
