@@ -122,6 +122,15 @@ def test_auto_goes_on_where_a_kind_misses_the_recall_and_says_so(monkeypatch, ro
         choose_index(rows, IndexSettings(kind="pq", recall=0.99, queries=40))
 
 
+def test_all_kinds_are_measured_where_that_is_asked_for_and_the_quickest_that_reaches_the_recall_is_taken(rows):
+    chosen = choose_index(rows, IndexSettings(queries=40), every_kind=True)
+    assert {trial.kind for trial in chosen.trials} == set(KINDS) - {"float16"}  # the descriptors are float16 themselves
+    reaching = [trial for trial in chosen.trials if trial.recall_at_k >= 0.99]
+    assert chosen.index.kind == min(reaching, key=lambda trial: trial.milliseconds).kind
+    missed = {trial.kind for trial in chosen.trials} - {trial.kind for trial in reaching}
+    assert all((f"{kind} (" in chosen.note) == (kind in missed) for kind in KINDS)
+
+
 def test_an_index_larger_than_the_memory_is_refused_with_what_fits(rows):
     with pytest.raises(RetrievalError, match=r"hnsw .* needs 0\.3 MB; expected at most memory_mb, 0\.1 MB.*sq8 \(0\.0 MB\)"):
         choose_index(rows, IndexSettings(kind="hnsw", memory_mb=0.1))

@@ -201,7 +201,8 @@ def _repeat(queries: np.ndarray, count: int) -> Iterable[np.ndarray]:
 
 
 def _note(chosen: Trial, trials: list[Trial], settings: IndexSettings) -> str:
-    missed = {t.kind: t.recall_at_k for t in trials if t.kind != chosen.kind and t.recall_at_k < settings.recall}
+    reached = {kind: max(t.recall_at_k for t in trials if t.kind == kind) for kind in dict.fromkeys(t.kind for t in trials)}
+    missed = {kind: value for kind, value in reached.items() if value < settings.recall}
     text = f"{chosen.kind}: recall@{settings.k} {chosen.recall_at_k:.3f} on {settings.queries} made-up queries"
     if missed and settings.kind == "auto":
         text += "; not reached by " + ", ".join(f"{kind} ({value:.3f})" for kind, value in missed.items())
