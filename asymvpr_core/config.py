@@ -96,6 +96,26 @@ class GallerySettings(ProjectionSettings):
         return value
 
 
+IndexKind = Literal["exact", "float16", "sq8", "rabitq", "hnsw", "pq", "ivfpq"]
+
+
+class IndexSettings(Settings):
+    """How the search index of a gallery is chosen and built; docs/artefacts.md says which kind is for what."""
+
+    kind: Literal["auto"] | IndexKind = Field(
+        "auto", description="kind of index; auto: by size and dimension of the gallery, within the memory"
+    )
+    memory_mb: float = Field(1024.0, gt=0.0, description="most memory that a search needs to have at hand [MB]")
+    recall: float = Field(0.99, gt=0.0, le=1.0, description="share of the k exact neighbours that has to be found")
+    k: int = Field(10, ge=1, le=1000, description="neighbours over which that recall is measured")
+    refine: Literal["descriptors", "sq8"] = Field(
+        "descriptors", description="what the candidates are ranked again with: the stored descriptors, or an 8-bit copy in the index"
+    )
+    queries: int = Field(200, ge=10, description="queries, made up from the descriptors, that recall and time are measured on")
+    threads: int = Field(1, ge=1, description="CPU threads of the build; only one builds hnsw the same every time")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the queries and of all training")
+
+
 class EngineSettings(Settings):
     """Where a gallery's images are described; the result does not depend on it."""
 
@@ -457,6 +477,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "source": SourceSettings,
     "benchmark": BenchmarkSettings,
     "gallery": GallerySettings,
+    "index": IndexSettings,
     "engine": EngineSettings,
     "bank": BankSettings,
     "neighbours": NeighbourSettings,

@@ -193,16 +193,28 @@ def verify_files(folder: Path, manifest: Manifest, names: list[str] | None = Non
         ArtefactError: naming the first file that is missing, truncated, damaged or not listed.
     """
     for name in manifest.files if names is None else names:
-        path, entry = Path(folder) / name, manifest.files.get(name)
+        verify_size(folder, manifest, name)
+        verify_content(folder, manifest, name)
+
+
+def verify_size(folder: Path, manifest: Manifest, name: str) -> None:
+    """Raise ArtefactError when the file is missing, truncated or not listed; nothing of it is read."""
+    path, entry = Path(folder) / name, manifest.files.get(name)
+    remedy = f"restore the file or rebuild with '{_REBUILD[manifest.kind]}'"
+    if entry is None:
+        raise ArtefactError(f"{folder} does not list '{name}' in its {MANIFEST_NAME}", remedy=remedy)
+    if not path.is_file():
+        raise ArtefactError(f"{path} is missing", remedy=remedy)
+    if path.stat().st_size != entry.bytes:
+        raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{entry.bytes}", remedy=remedy)
+
+
+def verify_content(folder: Path, manifest: Manifest, name: str) -> None:
+    """Raise ArtefactError when the checksum of a listed file differs; reads all of it."""
+    path = Path(folder) / name
+    if sha256_of(path) != manifest.files[name].sha256:
         remedy = f"restore the file or rebuild with '{_REBUILD[manifest.kind]}'"
-        if entry is None:
-            raise ArtefactError(f"{folder} does not list '{name}' in its {MANIFEST_NAME}", remedy=remedy)
-        if not path.is_file():
-            raise ArtefactError(f"{path} is missing", remedy=remedy)
-        if path.stat().st_size != entry.bytes:
-            raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{entry.bytes}", remedy=remedy)
-        if sha256_of(path) != entry.sha256:
-            raise ArtefactError(f"{path} is damaged: its checksum differs from the manifest's", remedy=remedy)
+        raise ArtefactError(f"{path} is damaged: its checksum differs from the manifest's", remedy=remedy)
 
 
 def query_identity(model: Manifest) -> GalleryNetworkIdentity:

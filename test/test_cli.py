@@ -86,7 +86,9 @@ def test_help_opens_with_worked_examples():
     assert code == 0
     assert 0 < text.index("asymvpr demo --out") < text.index("Options:") < text.index("Commands:")
     listed = re.findall(r"^  (\w+) ", text[text.index("Commands:") :], re.MULTILINE)
-    assert listed == ["demo", "networks", "dataset", "gallery", "bank", "align", "train", "export", "model", "calibrate", "evaluate"]
+    assert listed == [
+        "demo", "networks", "dataset", "gallery", "index", "bank", "align", "train", "export", "model", "calibrate", "evaluate",
+    ]  # fmt: skip
 
 
 def examples() -> list[str]:

@@ -102,7 +102,7 @@ def test_artefacts_of_different_pairs_are_refused_naming_both(street, tmp_path):
 
 def test_a_flipped_byte_is_refused_naming_the_file(street, tmp_path):
     gallery = make_street(tmp_path / "gallery", 3)
-    for name in ("index.faiss", "descriptors.npy", "keyframes.csv"):
+    for name in ("index.json", "descriptors.npy", "keyframes.csv"):
         whole = (gallery / name).read_bytes()
         (gallery / name).write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
         with pytest.raises(ArtefactError, match=f"{name} is damaged"):

@@ -13,16 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import faiss
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from asymvpr_core.config import IndexSettings
 from asymvpr_core.deploy.model_folder import MODEL, SELF_TEST, Variant
 from asymvpr_core.deploy.runtime import QueryModel
-from asymvpr_core.gallery.store import DESCRIPTORS, IMAGES, INDEX, KEYFRAMES, write_keyframes
+from asymvpr_core.gallery.store import DESCRIPTORS, IMAGES, KEYFRAMES, write_keyframes
 from asymvpr_core.manifest import GalleryNetworkIdentity, digest_of, new_folder, write_manifest
 from asymvpr_core.preprocess import Preprocess
+from asymvpr_core.retrieval.building import index_gallery
 from asymvpr_core.types import Keyframe, Pose
 
 GRID, INPUT_SIZE = 8, 64
@@ -149,9 +150,6 @@ def make_gallery(
     with new_folder(path) as folder:
         descriptors = describe(folder / "model_for_build", images)
         np.save(folder / DESCRIPTORS, descriptors)
-        index = faiss.IndexFlatIP(DIMENSION)
-        index.add(descriptors)
-        faiss.write_index(index, str(folder / INDEX))
         write_keyframes(folder / KEYFRAMES, keyframes)
         for keyframe, image in zip(keyframes, images, strict=True):
             picture_path = folder / IMAGES / keyframe.name
@@ -162,8 +160,9 @@ def make_gallery(
             "gallery",
             identity or make_identity(),
             inputs={"source": "synthetic pictures"},
-            details={"map_frame": map_frame, "images_in_gallery": True},
+            details={"map_frame": map_frame, "images_in_gallery": True, "index": True},
         )
+        index_gallery(folder, IndexSettings())
     return path
 
 

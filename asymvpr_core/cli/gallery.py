@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import THUMBNAIL_SIDE_PX, BenchmarkSettings, EngineSettings, GallerySettings, SourceSettings
+from asymvpr_core.config import (
+    THUMBNAIL_SIDE_PX,
+    BenchmarkSettings,
+    EngineSettings,
+    GallerySettings,
+    IndexKind,
+    IndexSettings,
+    SourceSettings,
+)  # fmt: skip
 from asymvpr_core.settings_files import make_settings
 
 app = typer.Typer(help="Build a gallery, look at one, check one.", no_args_is_help=True, rich_markup_mode=None)
 
+KINDS = "|".join(["auto", *get_args(IndexKind)])
 _SHOWN = 20  # skipped images in a summary
 
 GalleryFolder = Annotated[Path, typer.Argument(help="folder of a gallery", metavar="DIR", show_default=False)]
@@ -62,6 +71,7 @@ def build(
     ray_workers: Annotated[int | None, setting(EngineSettings, "workers", "--ray-workers")] = None,
     batch_size: Annotated[int | None, setting(GallerySettings, "batch_size")] = None,
     threads: Annotated[int | None, setting(GallerySettings, "threads")] = None,
+    index: Annotated[str | None, setting(IndexSettings, "kind", "--index", metavar=KINDS)] = None,
     config: Config = None,
 ) -> None:
     """Describe the images of SOURCE with the gallery network and write a gallery.
@@ -96,6 +106,7 @@ def build(
         SourceSettings, config, image_topic=image_topic, pose_topic=pose_topic, trajectory_file=trajectory,
         cities=None if cities is None else tuple(cities.split(",")), min_images_per_place=min_images_per_place,
     )  # fmt: skip
+    index_settings = make_settings(IndexSettings, config, kind=index)
     reading = make_settings(BenchmarkSettings, config, layout=layout, split=split, version=version, source=source_settings)
 
     from asymvpr_core.datasets.benchmark_source import open_database
@@ -106,7 +117,7 @@ def build(
 
     build_gallery(
         dataset, settings, out, projection_from=projection_from, weights=weights, skip_unreadable=skip_unreadable,
-        engine=engine_settings, progress=terminal_progress(),
+        engine=engine_settings, index=index_settings, progress=terminal_progress(),
     )  # fmt: skip
     _print_summary(out)
     if isinstance(settings.projection_dim, int) and projection_from is None:
@@ -128,6 +139,7 @@ def project(
             show_default=False,
         ),
     ] = None,
+    index: Annotated[str | None, setting(IndexSettings, "kind", "--index", metavar=KINDS)] = None,
     config: Config = None,
 ) -> None:
     """Write a gallery of smaller descriptors, from the stored ones: no image is read again.
@@ -140,6 +152,7 @@ def project(
       asymvpr export run --projection-from map_512 --out model_512
     """
     settings = make_settings(GallerySettings, config, projection=projection, whitening=whitening)
+    index_settings = make_settings(IndexSettings, config, kind=index)
 
     from asymvpr_core.manifest import read_manifest
 
@@ -147,7 +160,7 @@ def project(
 
     from asymvpr_core.gallery.project import project_gallery
 
-    project_gallery(gallery, dim, settings, out, projection_from=projection_from)
+    project_gallery(gallery, dim, settings, out, projection_from=projection_from, index=index_settings, progress=terminal_progress())
     _print_summary(out)
     if projection_from is None:
         _print_shortfall(out, dim)
@@ -162,15 +175,15 @@ def info(gallery: GalleryFolder) -> None:
 @app.command()
 def verify(gallery: GalleryFolder) -> None:
     """Check every file of a gallery against its checksum, and that they fit together."""
-    from asymvpr_core.gallery.store import INDEX, Gallery
+    from asymvpr_core.gallery.store import Gallery
     from asymvpr_core.manifest import read_manifest, verify_files
     from asymvpr_core.retrieval.calibration import read_calibration
-    from asymvpr_core.retrieval.index import read_index
+    from asymvpr_core.retrieval.gallery_index import open_index
 
     manifest = read_manifest(gallery, "gallery")
     verify_files(gallery, manifest)
     opened = Gallery.open(gallery, verify=False)
-    read_index(gallery / INDEX)
+    open_index(opened)
     read_calibration(gallery)
     typer.echo(f"{gallery} is whole: {len(manifest.files)} files, {len(opened)} keyframes, pair {manifest.gallery_network.pair_id}")
 
@@ -178,9 +191,10 @@ def verify(gallery: GalleryFolder) -> None:
 def _print_summary(path: Path) -> None:
     from asymvpr_core.gallery.store import Gallery
     from asymvpr_core.retrieval.calibration import read_calibration
+    from asymvpr_core.retrieval.gallery_index import read_index_manifest
 
     gallery = Gallery.open(path, verify=False)
-    manifest = gallery.manifest
+    manifest, index = gallery.manifest, read_index_manifest(gallery)
     identity = manifest.gallery_network
     rows = {
         "gallery": path,
@@ -188,6 +202,7 @@ def _print_summary(path: Path) -> None:
         "map frame": gallery.map_frame,
         "network": identity.name,
         "descriptors": f"{identity.dimension}-D {gallery.descriptors.dtype}",
+        "index": "exact" if index is None else index.note or index.kind,
         "projection": "none" if identity.projection_sha256 is None else identity.projection_sha256[:12],
         "pair": identity.pair_id,
         "weights": _weights(identity.weights_sha256, manifest.details.get("weights")),

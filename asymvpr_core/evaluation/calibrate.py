@@ -25,7 +25,7 @@ from asymvpr_core.evaluation.encoded_run import EncodedRun, encode_run
 from asymvpr_core.evaluation.held_out import HeldOut, Split, held_out, held_out_agreed
 from asymvpr_core.evaluation.outcomes import in_ring, without_recent
 from asymvpr_core.evaluation.protocol import check_map_frames, check_poses, correct_match_rule
-from asymvpr_core.gallery.store import INDEX, Gallery
+from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import check_pair, new_folder, refuse_existing, write_text_atomically
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.retrieval.calibration import (
@@ -38,7 +38,7 @@ from asymvpr_core.retrieval.calibration import (
     model_key,
     write_calibration,
 )
-from asymvpr_core.retrieval.index import read_index
+from asymvpr_core.retrieval.gallery_index import open_index
 
 REPORT = "report.html"
 
@@ -186,7 +186,7 @@ class _Stage:
         positives = [without_recent(everything[i], s, keyframes, self.matcher.exclude_time_s) for i, s in enumerate(run.stamps_ns)]
         ring_m = (evaluation.radius_m, evaluation.radius_m + evaluation.ignore_ring_m)
         judge = judge_by(positives, lambda frame, match: in_ring(records[frame], keyframes[match.keyframe_index], ring_m))
-        index, verifier = read_index(self.gallery.path / INDEX), verifier_of(self.gallery, self.matcher)
+        index, verifier = open_index(self.gallery), verifier_of(self.gallery, self.matcher)
         decisions = decide(run, self.gallery, index, self.matcher, judge, verifier)
         opportunities = np.array([len(right) > 0 for right in positives])
         found.agreed = agreed_points(decisions, self.matcher, self.settings.confidence)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 
 from asymvpr_core.config import MatcherSettings
@@ -13,7 +12,7 @@ from asymvpr_core.errors import EvaluationError
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall, precision_recall
 from asymvpr_core.evaluation.outcomes import without_recent
 from asymvpr_core.gallery.store import Gallery
-from asymvpr_core.retrieval.index import build_index
+from asymvpr_core.retrieval.index import SearchIndex, build_index
 from asymvpr_core.retrieval.matcher import Matcher
 from asymvpr_core.types import ImageRecord, QueryFrame
 
@@ -57,7 +56,7 @@ def evaluate_sequence(
     descriptors: np.ndarray,
     positives: list[np.ndarray],
     settings: MatcherSettings,
-    index: faiss.Index | None = None,
+    index: SearchIndex | None = None,
 ) -> SequenceResult:
     """Give the descriptors of ordered queries to the matcher, one by one.
 

@@ -1,6 +1,6 @@
 """The gallery on disk: descriptors, keyframes and poses behind one verified reader.
 
-Folder: `manifest.json`, `descriptors.npy` (N, D), `keyframes.csv`, `index.faiss`,
+Folder: `manifest.json`, `descriptors.npy` (N, D), `keyframes.csv`, the index (`retrieval.gallery_index`),
 `projection.npz` where the descriptors are projected, `images/` where the source was a bag, `thumbnails/`
 where geometric verification was asked for.
 """
@@ -11,7 +11,7 @@ import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -20,8 +20,9 @@ from asymvpr_core.errors import ArtefactError
 from asymvpr_core.image_decoding import read_image
 from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, verify_files
 from asymvpr_core.types import IDENTITY_QUATERNION, Keyframe, Pose
+from asymvpr_core.verification import Verification, verify_behind
 
-DESCRIPTORS, KEYFRAMES, INDEX, PROJECTION, IMAGES = "descriptors.npy", "keyframes.csv", "index.faiss", "projection.npz", "images"
+DESCRIPTORS, KEYFRAMES, PROJECTION, IMAGES = "descriptors.npy", "keyframes.csv", "projection.npz", "images"
 THUMBNAILS = "thumbnails"
 _THUMBNAIL_QUALITY = 80
 COLUMNS = (
@@ -35,23 +36,34 @@ class Gallery:
 
     `descriptors` is (N, D) float32 or float16, L2-normalised, memory-mapped; row i belongs to
     `keyframes[i]`, whose pose is that of the robot's base in `map_frame` at capture time.
+    `verification` is the check of the descriptors that goes on behind the work, where there is one.
     """
 
     path: Path
     manifest: Manifest
     descriptors: np.ndarray
     keyframes: list[Keyframe]
+    verification: Verification | None = None
 
     @staticmethod
-    def open(path: Path, *, verify: bool = True) -> Gallery:
-        """Open a gallery; with `verify`, checksums of descriptors, keyframes and index are tested first.
+    def open(path: Path, *, verify: bool | Literal["auto"] = True) -> Gallery:
+        """Open a gallery.
+
+        Args:
+            verify: True: checksums of descriptors and keyframes are tested first, which reads all of them.
+                "auto": so, but those of large descriptors are tested by a thread behind the work, and
+                `verification` says what came out. False: nothing is tested.
 
         Raises:
             ArtefactError: missing, unfinished, damaged (naming the file), or inconsistent.
         """
         path = Path(path)
         manifest = read_manifest(path, "gallery")
-        verify_files(path, manifest, [DESCRIPTORS, KEYFRAMES, INDEX] if verify else [])
+        verification = None
+        if verify == "auto":
+            verification = verify_behind(path, manifest, [DESCRIPTORS, KEYFRAMES])
+        else:
+            verify_files(path, manifest, [DESCRIPTORS, KEYFRAMES] if verify else [])
         try:
             descriptors = np.load(path / DESCRIPTORS, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
@@ -71,7 +83,7 @@ class Gallery:
             )
         if not details["images_in_gallery"] and not isinstance(inputs.get("source"), str):
             raise ArtefactError(f"the manifest of gallery {path} does not name its source", remedy="rebuild with 'asymvpr gallery build'")
-        return Gallery(path, manifest, descriptors, keyframes)
+        return Gallery(path, manifest, descriptors, keyframes, verification)
 
     def __len__(self) -> int:
         return len(self.keyframes)

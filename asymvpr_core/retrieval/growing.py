@@ -8,8 +8,7 @@ import faiss
 import numpy as np
 
 from asymvpr_core.errors import RetrievalError
-
-_SLACK = 8  # rows beyond k: more of them with one and the same score are rare
+from asymvpr_core.retrieval.index import search_with_ties
 
 
 class GrowingIndex:
@@ -107,17 +106,3 @@ class GrowingIndex:
         if self.dtype == "float32":
             return faiss.IndexFlatIP(self.d)
         return faiss.IndexScalarQuantizer(self.d, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-
-
-def search_with_ties(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """`index.search(queries, k)` of an exact FAISS index, in which of equal scores the smaller index comes first, k <= ntotal.
-
-    FAISS keeps any of the rows whose score equals the k-th, so more are asked for until all of them are there.
-    """
-    asked = min(int(index.ntotal), k + _SLACK)
-    scores, indices = index.search(queries, asked)
-    while asked < index.ntotal and (scores[:, -1] == scores[:, k - 1]).any():
-        asked = min(int(index.ntotal), 4 * asked)
-        scores, indices = index.search(queries, asked)
-    order = np.lexsort((indices, -scores))[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)

@@ -13,11 +13,11 @@ import numpy as np
 from asymvpr_core.config import MatcherSettings, RuntimeSettings, SessionSettings
 from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import AsymvprError, RetrievalError, SettingsError
-from asymvpr_core.gallery.store import INDEX, Gallery
+from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import check_pair, is_own_session, query_identity
 from asymvpr_core.retrieval.bayes import Likelihood
 from asymvpr_core.retrieval.calibration import Calibration, threshold_of, usable_calibration, with_threshold
-from asymvpr_core.retrieval.index import read_index
+from asymvpr_core.retrieval.gallery_index import open_index
 from asymvpr_core.retrieval.matcher import Matcher, Verifier
 from asymvpr_core.retrieval.session import SessionGallery, Verification
 from asymvpr_core.types import LoopClosure, MatchResult, QueryFrame, Recognition
@@ -63,6 +63,8 @@ class PlaceRecogniser:
     ) -> PlaceRecogniser:
         """Open query model and prior gallery, verify their checksums, and check that they are of one pair.
 
+        Descriptors of more than 256 MiB are verified behind the work; damage is then raised by `process`.
+
         Args:
             gallery_path: the prior gallery; None: the session gallery alone.
 
@@ -73,7 +75,7 @@ class PlaceRecogniser:
             SettingsError: settings that contradict each other, or neither a prior nor a session gallery.
         """
         matcher, session = matcher or MatcherSettings(), session or SessionSettings()
-        gallery = None if gallery_path is None else Gallery.open(Path(gallery_path))
+        gallery = None if gallery_path is None else Gallery.open(Path(gallery_path), verify="auto")
         _check_some_gallery(gallery, session)
         model = QueryModel.open(Path(model_path), runtime)
         if gallery is None:
@@ -81,7 +83,7 @@ class PlaceRecogniser:
         check_pair(gallery.manifest, model.manifest, gallery.path, model.path)
         needed = matcher.target_precision > 0 or session.session_target_precision > 0
         calibration = usable_calibration(gallery, model.path, model.manifest, needed=needed)
-        return cls(model, gallery, read_index(gallery.path / INDEX), matcher, session, calibration=calibration)
+        return cls(model, gallery, open_index(gallery), matcher, session, calibration=calibration)
 
     def process(self, image: np.ndarray, frame: QueryFrame) -> Recognition:
         """Say whether an `(H, W, 3)` uint8 RGB frame shows a place of the prior gallery, or of this session.

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from asymvpr_core.config import MatcherSettings, SessionSettings
+from asymvpr_core.config import IndexSettings, MatcherSettings, SessionSettings
 from asymvpr_core.errors import RetrievalError
-from asymvpr_core.gallery.store import DESCRIPTORS, INDEX, KEYFRAMES, THUMBNAILS, thumbnail_name, write_keyframes
+from asymvpr_core.gallery.store import DESCRIPTORS, KEYFRAMES, THUMBNAILS, thumbnail_name, write_keyframes
 from asymvpr_core.manifest import GalleryNetworkIdentity, new_folder, write_manifest
 from asymvpr_core.retrieval.bayes import Likelihood
+from asymvpr_core.retrieval.building import index_gallery
 from asymvpr_core.retrieval.gate import Fix, OdometryGate
 from asymvpr_core.retrieval.growing import GrowingIndex
-from asymvpr_core.retrieval.index import build_index, write_index
 from asymvpr_core.retrieval.matcher import Matcher, Verifier
 from asymvpr_core.retrieval.odometry import Moment, OdometryMonitor, between
 from asymvpr_core.retrieval.places import KeyframePlaces
@@ -185,7 +185,6 @@ class SessionGallery:
         with new_folder(path) as folder:
             np.save(folder / DESCRIPTORS, descriptors)
             write_keyframes(folder / KEYFRAMES, self.keyframes)
-            write_index(build_index(descriptors), folder / INDEX)
             if self._thumbnails:
                 (folder / THUMBNAILS).mkdir()
                 for number, data in enumerate(self._thumbnails):
@@ -196,8 +195,9 @@ class SessionGallery:
                 inputs={"source": source, "layout": "session"},
                 versions={"numpy": np.__version__},
                 details={"map_frame": odometry_frame, "keyframes": len(self), "images_in_gallery": False,
-                         "thumbnails": bool(self._thumbnails)},
+                         "thumbnails": bool(self._thumbnails), "index": True},
             )  # fmt: skip
+            index_gallery(folder, IndexSettings())
         return Path(path)
 
     def _begin(self, first: Moment | None) -> None:
