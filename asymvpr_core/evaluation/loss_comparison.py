@@ -143,7 +143,7 @@ def compare_losses(
                             gallery_path, own, run, weights=weights, bank=bank, neighbours=used, features=out / _FEATURES, progress=progress
                         )
                         peak = peak_memory_bytes()
-                    result = _evaluate(run, own, database, benchmark, truth, evaluation, progress)
+                    result = evaluate_run(run, own, database, benchmark, truth, evaluation, progress)
                     result |= {"name": entry.name, "seed": seed, "peak_memory_bytes": peak}
                     write_text_atomically(file, json.dumps(result, indent=2) + "\n")
                 rows.append(json.loads(file.read_text(encoding="utf-8")))
@@ -204,15 +204,20 @@ class RunEncoder:
         return result
 
 
-def _evaluate(
+def evaluate_run(
     run: Path,
     settings: TrainSettings,
     database: Gallery,
     benchmark: Benchmark,
     truth: Sequence[np.ndarray] | None,
     evaluation: EvaluationSettings,
-    progress: Progress,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
+    """Search with the network of a run, after a symmetric training on both sides; returns statistics and what the run says of itself.
+
+    Args:
+        database, benchmark, truth: of one pair with the run, as `gallery_benchmark` and `positives_of` give them.
+    """
     encoder = NamedEncoder(run.name, RunEncoder(run, settings), {"kind": "run"})
     queries, references = benchmark.queries, benchmark.database
     described = describe(queries, encoder, progress=progress)

@@ -30,6 +30,7 @@ from asymvpr_core.networks.registry import network_spec
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably
 from asymvpr_core.training import hardware
+from asymvpr_core.training.cached_views import cache_views
 from asymvpr_core.training.fit import CHECKPOINTS, CSV, TENSORBOARD, TrainingImages, fine_tune
 from asymvpr_core.training.objective import make_objective
 from asymvpr_core.training.start import align_network
@@ -143,9 +144,14 @@ def _train(sources: _Sources, settings: TrainSettings, work: Path, progress: Pro
     )  # fmt: skip
     counts = {"places": len(bank.counts), "training_images": len(images.training), "validation_images": len(images.validation)}
     details: dict[str, Any] = {**counts, "gamma": objective.gamma}
+    folder, views = sources.features or work, None
+    if settings.cached_views > 0:
+        started = time.perf_counter()
+        views = cache_views(network, images, settings, folder, progress)
+        seconds["views"] = time.perf_counter() - started
     if settings.init == "aligned" and hardware.rank() == 0:
         started = time.perf_counter()
-        details["alignment"] = align_network(network, images, settings, sources.features or work, progress)
+        details["alignment"] = align_network(network, images, settings, folder, progress, views)
         seconds["alignment"] = time.perf_counter() - started
     if settings.epochs > 0 and settings.validation_share > 0 and len(images.validation) == 0:
         # Four unchecked epochs cost such galleries 3.0 and 4.5 points of Recall@1 (docs/results.md).
@@ -156,7 +162,7 @@ def _train(sources: _Sources, settings: TrainSettings, work: Path, progress: Pro
         )
     elif settings.epochs > 0:
         started = time.perf_counter()
-        details["fine_tuning"] = fine_tune(network, objective, images, settings, work, progress)
+        details["fine_tuning"] = fine_tune(network, objective, images, settings, work, progress, views)
         seconds["fine_tuning"] = time.perf_counter() - started
     return network, bank, {**details, "seconds": seconds}
 
