@@ -49,6 +49,7 @@ def train(
     bank: Path | None = None,
     neighbours: Path | None = None,
     features: Path | None = None,
+    hold_out: bool = False,
     progress: Progress = silent,
 ) -> Path:
     """Train against the gallery and write the run folder `out`; returns `out`.
@@ -62,6 +63,7 @@ def train(
     Args:
         bank: a stored bank of this gallery, whose places and statistics are used; None: computed here.
         neighbours: neighbour lists of this gallery for CSD, ROP and D3still; None: inside the batch.
+        hold_out: leave out the validation images also where there are no epochs, to have the start of a training that holds them out.
         features: a folder where runs that start alike share the light network's features; None: each has its own.
 
     Raises:
@@ -75,7 +77,7 @@ def train(
         raise TrainingError(f"{spec.name} takes pictures of any size", expected="a query network of one input size")
     hardware.accelerator(settings)
     prepare_cpu(settings.threads)
-    sources = _Sources(gallery, bank, neighbours, weights, features)
+    sources = _Sources(gallery, bank, neighbours, weights, features, hold_out)
     if hardware.rank() > 0:  # started by torchrun: the first process writes, the others only compute
         _train(sources, settings, Path(out).with_name(Path(out).name + ".partial"), silent)
         return Path(out)
@@ -96,6 +98,7 @@ class _Sources:
     neighbours: Path | None
     weights: Path | None
     features: Path | None
+    hold_out: bool
 
     def identity(self) -> dict[str, Any]:
         """Checksums of everything that the run depends on beside its settings."""
@@ -106,6 +109,8 @@ class _Sources:
             identity["neighbours"] = read_manifest(self.neighbours, "neighbours").manifest_sha256
         if self.weights is not None:
             identity["weights"] = sha256_of(self.weights)
+        if self.hold_out:
+            identity["hold_out"] = True
         return identity
 
     def memory_bank(self, settings: TrainSettings) -> MemoryBank:
@@ -135,7 +140,7 @@ def _train(sources: _Sources, settings: TrainSettings, work: Path, progress: Pro
     bank = sources.memory_bank(settings)
     seconds = {"bank": time.perf_counter() - started}
     places = np.asarray(bank.places)
-    images = TrainingImages(gallery, places, *_split(places, settings))
+    images = TrainingImages(gallery, places, *_split(places, settings, hold_out=sources.hold_out or settings.epochs > 0))
     objective = make_objective(settings, gallery, bank, sources.neighbours)
     lightning.seed_everything(settings.seed, verbose=False)
     network = QueryNetwork.from_pretrained(
@@ -167,7 +172,7 @@ def _train(sources: _Sources, settings: TrainSettings, work: Path, progress: Pro
     return network, bank, {**details, "seconds": seconds}
 
 
-def _split(places: np.ndarray, settings: TrainSettings) -> tuple[np.ndarray, np.ndarray]:
+def _split(places: np.ndarray, settings: TrainSettings, *, hold_out: bool) -> tuple[np.ndarray, np.ndarray]:
     """Ascending indices for training and for validation: at most one image of a place that has others.
 
     Whole places would not do: on a dense map the nearest neighbours of a held-out place lie in the next
@@ -177,7 +182,7 @@ def _split(places: np.ndarray, settings: TrainSettings) -> tuple[np.ndarray, np.
     _, first = np.unique(places[order], return_index=True)
     candidates = order[np.sort(first)]  # one image of every place, in random order
     candidates = candidates[np.bincount(places)[places[candidates]] >= 2]
-    wanted = min(round(settings.validation_share * len(places)), settings.max_validation_images) if settings.epochs > 0 else 0
+    wanted = min(round(settings.validation_share * len(places)), settings.max_validation_images) if hold_out else 0
     held_out = np.sort(candidates[:wanted])
     return np.setdiff1d(np.arange(len(places)), held_out), held_out
 
