@@ -22,7 +22,7 @@ WITH_AMENT := AMENT_PREFIX_PATH="$(CURDIR)/$(VENV)$${AMENT_PREFIX_PATH:+:$$AMENT
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help setup demo test lint format colcon clean
+.PHONY: help setup demo test lint format docs colcon clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,6 +47,9 @@ lint: setup ## ruff, import-linter, mypy
 format: setup ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup ## the pages of docs/ and the interface of both packages as HTML in build/docs
+	$(WITH_AMENT) $(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
 colcon: setup ## build and test as a ROS 2 package, in a temporary folder
 	$(WITH_AMENT) PATH="$(CURDIR)/$(BIN):$$PATH" .ci/colcon

@@ -25,21 +25,27 @@ class Preprocess(BaseModel):
     default is left out there.
 
     `fit`, the size of the result:
-        "squash": height x width, whatever the picture's aspect ratio (SALAD, BoQ, MixVPR, MegaLoc).
-        "shorter_side": the aspect ratio is kept and the shorter side becomes `height`; the longer
-            one is int(height * longer / shorter), as torchvision's Resize(height) has it.
-        "native": the picture's own size.
-        For the last two, both sides then go to the nearest multiple of `multiple_of`, halves to the
-        even multiple as Python's round does (MegaLoc's rule, with 14).
+
+    - "squash": height x width, whatever the picture's aspect ratio (SALAD, BoQ, MixVPR, MegaLoc).
+    - "shorter_side": the aspect ratio is kept and the shorter side becomes `height`; the longer
+      one is int(height * longer / shorter), as torchvision's Resize(height) has it.
+    - "native": the picture's own size.
+
+    For the last two, both sides then go to the nearest multiple of `multiple_of`, halves to the
+    even multiple as Python's round does (MegaLoc's rule, with 14).
+
     `resample`, the filter:
-        "area": area averaging where the image shrinks in both directions, bilinear otherwise;
-            bilinear alone aliases on large frames. Done by OpenCV.
-        "bilinear", "bicubic": Pillow's, which widen when the image shrinks. They are those of
-            torchvision's Resize, on PIL images and, with antialias=True, on tensors.
+
+    - "area": area averaging where the image shrinks in both directions, bilinear otherwise;
+      bilinear alone aliases on large frames. Done by OpenCV.
+    - "bilinear", "bicubic": Pillow's, which widen when the image shrinks. They are those of
+      torchvision's Resize, on PIL images and, with antialias=True, on tensors.
+
     `resize_dtype`, the numbers that are resized:
-        "uint8": the 8-bit picture, rounded and clipped to 8 bits again (SALAD and MixVPR: Resize
-            bilinear, then ToTensor).
-        "float32": without rounding or clipping (BoQ: ToTensor, then Resize bicubic). Not for "area".
+
+    - "uint8": the 8-bit picture, rounded and clipped to 8 bits again (SALAD and MixVPR: Resize
+      bilinear, then ToTensor).
+    - "float32": without rounding or clipping (BoQ: ToTensor, then Resize bicubic). Not for "area".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -30,6 +30,44 @@ def test_loss_step(tmp_path: Path):
     assert {row["method"] for row in record["memory"]} > {row["method"] for row in record["times"]}
 
 
+def test_kill_training(tmp_path: Path):
+    """Three kills, whenever they come: every run ends with the weights and the metrics of the undisturbed one."""
+    text = run("kill_training.py", "--kills", 3, "--folder", tmp_path, "--out", tmp_path / "kills.json")
+    record = json.loads((tmp_path / "kills.json").read_text())
+    assert sum(record["kills"].values()) == sum(result["kills"] for result in record["runs"]) == 3
+    assert all(result["difference"] <= 1e-5 and result["same"] for result in record["runs"])
+    assert "3 kills in" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["kills.json"]
+
+
+def test_alignment_memory(tmp_path: Path):
+    text = run(
+        "alignment_memory.py",
+        "--images",
+        400,
+        6400,
+        "--channels",
+        16,
+        "--dimension",
+        24,
+        "--folder",
+        tmp_path,
+        "--out",
+        tmp_path / "a.json",
+    )
+    small, large = json.loads((tmp_path / "a.json").read_text())["results"]
+    assert "| 6400 |" in text and large["files_mb"] == pytest.approx(16 * small["files_mb"], rel=0.01)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_training_images(tmp_path: Path):
+    words = ("--images", 1, "--repeats", 1, "--batch", 1, "--query-network", "efficientnet_lite0_gem_64px")
+    text = run("training_images.py", *words, "--out", tmp_path / "rates.json")
+    record = json.loads((tmp_path / "rates.json").read_text())
+    assert all(0 < rates["augmented"] < rates["decoded"] for rates in record["loaded"].values())
+    assert all(value > 0 for value in record["trained"].values()) and "| 1920 x 1080 |" in text
+
+
 def test_memory_bank(tmp_path: Path):
     text = run(
         "memory_bank.py", "--images", 100, 200, "--dimension", 64, "--queries", 50, "--repeats", 1, "--target", 400,

@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from asymvpr_core.cli.main import app
 from asymvpr_core.pixel_formats import KNOWN_ENCODINGS
 
-DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [*(REPOSITORY / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 INTERFACE = REPOSITORY / "docs" / "ros_interface.md"
 _FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 HELP = {"--help", "-h"}

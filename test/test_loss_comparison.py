@@ -38,8 +38,8 @@ def town(tmp_path_factory):
 def result(name, seed, recall, **changes):
     values = {
         "name": name, "seed": seed, "pairing": "asymmetric", "statistics": {"recall_at_k": {"1": recall, "5": 1.0}},
-        "seconds": {"bank": 0.5, "alignment": 2.0}, "fine_tuning": {"epoch": seed, "median_batch_s": 0.25, "val_recall_at_1": 0.5}, "peak_memory_bytes": 3_000_000,
-        "settings": {"loss": "csd", "epochs": 1},
+        "seconds": {"bank": 0.5, "alignment": 2.0}, "fine_tuning": {"epoch": seed, "median_batch_s": 0.25, "val_recall_at_1": 0.5},
+        "peak_memory_bytes": 3_000_000, "settings": {"loss": "csd", "epochs": 1},
     }  # fmt: skip
     return values | changes
 

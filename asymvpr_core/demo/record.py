@@ -1,10 +1,12 @@
 """Drives both laps through the town and writes them as rosbag2, as a robot would have recorded them.
 
-Topics, in both bags:
+Topics, in both bags::
+
     /camera/image/compressed   sensor_msgs/CompressedImage, JPEG, frame `camera`
     /camera/camera_info        sensor_msgs/CameraInfo
     /odom                      nav_msgs/Odometry, `odom` → `base_link`, drifting
     /ground_truth/pose         geometry_msgs/PoseStamped, base_link in `map`
+
 The camera sits above base_link and looks along its +x axis.
 """
 

@@ -17,8 +17,10 @@ from torch import nn
 from asymvpr_core.config import ExportSettings
 from asymvpr_core.deploy.runtime import MODEL
 from asymvpr_core.errors import ArtefactError, DeployError, ImageError
-from asymvpr_core.gallery.store import PROJECTION, Gallery
+from asymvpr_core.gallery.several import open_galleries
+from asymvpr_core.gallery.store import PROJECTION
 from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, new_folder, read_manifest, verify_files, write_manifest
+from asymvpr_core.memory.origin import origin_paths
 from asymvpr_core.networks.projection import ProjectedNetwork, Projection
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.networks.registry import network_spec
@@ -114,9 +116,9 @@ def _to_onnx(network: nn.Module, preprocess: Preprocess, path: Path, opset: int)
 
 def _parity_inputs(run: Manifest, preprocess: Preprocess, count: int) -> tuple[np.ndarray, str]:
     """(images, 3, H, W) float32: images spread over the run's gallery, or seeded noise when it is gone."""
-    path = Path(run.inputs["gallery"])
-    if (path / "manifest.json").exists():
-        gallery = Gallery.open(path, verify=False)
+    paths = origin_paths(run)
+    if paths and all((path / "manifest.json").exists() for path in paths):
+        gallery = open_galleries(paths, verify=False)
         chosen = np.unique(np.linspace(0, len(gallery) - 1, count).astype(int))
         try:
             return np.stack([preprocess(gallery.read_image(int(i))) for i in chosen]), "gallery"

@@ -89,8 +89,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], ks: Sequence[int], n_queries: in
     seeds = ", ".join(str(seed) for seed in rows[0]["seeds"])
     selected = [epoch for row in rows for epoch, chosen in zip(row["epochs"], row["selected"], strict=True) if chosen]
     kept = (
-        f"By recall on held-out images of the training gallery; 0 is the start, which {selected.count(0)} of {len(selected)} trained runs kept "
-        "and which they share with aligned."
+        f"By recall on held-out images of the training gallery; 0 is the start, which {selected.count(0)} of {len(selected)} trained "
+        "runs kept and which they share with aligned."
         if selected
         else "The last one: nothing was held out to choose by."
     )

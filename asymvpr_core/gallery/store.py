@@ -16,7 +16,7 @@ import numpy as np
 
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.image_decoding import read_image
-from asymvpr_core.manifest import Manifest, read_manifest, verify_files
+from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, verify_files
 from asymvpr_core.types import IDENTITY_QUATERNION, Keyframe, Pose
 
 DESCRIPTORS, KEYFRAMES, INDEX, PROJECTION, IMAGES = "descriptors.npy", "keyframes.csv", "index.faiss", "projection.npz", "images"
@@ -75,6 +75,11 @@ class Gallery:
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the gallery itself: a pickle would hold a copy of all descriptors."""
         return _reopen, (self.path,)
+
+    @property
+    def gallery_network(self) -> GalleryNetworkIdentity:
+        """The pair: what the descriptors are comparable with."""
+        return self.manifest.gallery_network
 
     @property
     def map_frame(self) -> str:

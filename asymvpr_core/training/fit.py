@@ -17,12 +17,12 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import Dataset
 
 from asymvpr_core.config import TrainSettings
 from asymvpr_core.errors import TrainingError
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.gallery.several import AnyGallery
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.progress import Progress
 from asymvpr_core.training import hardware
@@ -30,13 +30,14 @@ from asymvpr_core.training.callbacks import AVERAGED, MovingAverage, PredictionB
 from asymvpr_core.training.data import GalleryImages, ImageLoader, Item
 from asymvpr_core.training.module import AsymmetricModule
 from asymvpr_core.training.objective import Objective
+from asymvpr_core.training.records import METRICS, EpochTable, WholeCheckpoints
 from asymvpr_core.training.samplers import PLAIN_EPOCH, EpochSampler, PlaceBatchSampler, ShareSampler, fixed_views
 from asymvpr_core.training.validation import HeldOutSearch
 
 if TYPE_CHECKING:
     from asymvpr_core.training.cached_views import CachedViews
 
-CHECKPOINTS, TENSORBOARD, CSV = "checkpoints", "tensorboard", "csv"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 
 # Epoch number of the augmentation apart from those of the fine-tuning: the same pictures at every validation.
 _VALIDATION_EPOCH = 2_000_000
@@ -46,9 +47,9 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """A gallery's images: the place of each, and ascending indices of those to train on and of those held out."""
+    """The images of a gallery, or of several: the place of each, and ascending indices of those to train on and of those held out."""
 
-    gallery: Gallery
+    gallery: AnyGallery
     places: np.ndarray
     training: np.ndarray
     validation: np.ndarray
@@ -94,6 +95,7 @@ def fine_tune(
     with _interruptible(), _readable_errors():
         before = trainer.validate(module, validation_loaders, verbose=False)[0] if validated else {}
         start = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+        trainer.callbacks.insert(0, EpochTable(work / METRICS, before))  # type: ignore[attr-defined]  # before the checkpoints, which hold it
         last = _whole_checkpoint(checkpoints / "last.ckpt")
         trainer.fit(module, train_loader, validation_loaders if validated else None, ckpt_path=last, weights_only=True)
     network.cpu()
@@ -139,7 +141,7 @@ def _trainer(settings: TrainSettings, work: Path, callbacks: list[Any]) -> light
         strategy=hardware.strategy(settings), precision="32-true" if settings.precision == "32" else settings.precision,
         max_epochs=settings.epochs, callbacks=callbacks, accumulate_grad_batches=settings.accumulate_batches,
         gradient_clip_val=settings.gradient_clip or None, use_distributed_sampler=False,
-        logger=[CSVLogger(work, name="", version=CSV), TensorBoardLogger(work, name="", version=TENSORBOARD)],
+        logger=TensorBoardLogger(work, name="", version=TENSORBOARD), plugins=[WholeCheckpoints()],
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, num_sanity_val_steps=0,
     )  # fmt: skip
 

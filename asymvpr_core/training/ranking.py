@@ -118,7 +118,7 @@ def rop_loss(u: Tensor, s: Tensor, *, temperature: float = 0.1, weight_scale: fl
 
 
 def d3still_loss(u: Tensor, s: Tensor, *, alpha: float = 100.0, beta: float = 5.0, gamma: float = 1.0) -> Tensor:
-    """Decoupled differential distillation, a scalar ≥ 0.
+    """Decoupled differential distillation, a scalar ≥ 0::
 
         α‖1 − s_0‖₂/B  +  β·mean_b ‖H∘e‖_F/(k−1)  +  γ·mean_b ‖E∘e‖_F/(k−1),  over the neighbours 1 … k−1:
         ΔU[a, c] = u_a − u_c,  ΔS[a, c] = s_a − s_c,  e = (ΔS − ΔU)/(0.1 + |ΔU|),  r = ΔS/ΔU (1 where ΔU = 0)

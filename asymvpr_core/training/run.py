@@ -6,6 +6,7 @@ import logging
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import yaml
 
 from asymvpr_core.config import TrainSettings
 from asymvpr_core.errors import TrainingError
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.gallery.several import AnyGallery, open_galleries
 from asymvpr_core.manifest import GalleryNetworkIdentity, read_manifest, sha256_of, write_manifest
 from asymvpr_core.memory.bank import MemoryBank, build_memory_bank
-from asymvpr_core.memory.cells import assign_places
-from asymvpr_core.memory.origin import gallery_digest
+from asymvpr_core.memory.cells import gallery_places
+from asymvpr_core.memory.origin import gallery_digest, origin
 from asymvpr_core.memory.store import StoredBank
 from asymvpr_core.networks.cpu import prepare_cpu
 from asymvpr_core.networks.loading import load_network
@@ -31,17 +32,18 @@ from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably
 from asymvpr_core.training import hardware
 from asymvpr_core.training.cached_views import cache_views
-from asymvpr_core.training.fit import CHECKPOINTS, CSV, TENSORBOARD, TrainingImages, fine_tune
+from asymvpr_core.training.fit import CHECKPOINTS, TENSORBOARD, TrainingImages, fine_tune
 from asymvpr_core.training.objective import make_objective
+from asymvpr_core.training.records import METRICS
 from asymvpr_core.training.start import align_network
 
 _LOG = logging.getLogger(__name__)
 
-WEIGHTS, BANK, SETTINGS, METRICS = "weights.safetensors", "bank.npz", "settings.yaml", "metrics.csv"
+WEIGHTS, BANK, SETTINGS = "weights.safetensors", "bank.npz", "settings.yaml"
 
 
 def train(
-    gallery_path: Path,
+    gallery_path: Path | Sequence[Path],
     settings: TrainSettings,
     out: Path,
     *,
@@ -52,7 +54,7 @@ def train(
     hold_out: bool = False,
     progress: Progress = silent,
 ) -> Path:
-    """Train against the gallery and write the run folder `out`; returns `out`.
+    """Train against a gallery, or against several of one pair together, and write the run folder `out`; returns `out`.
 
     The gallery network is not needed: only the gallery's images, descriptors and places are used.
     A killed run continues from its last finished epoch when the same command is given again.
@@ -61,7 +63,8 @@ def train(
     place of two images, where nothing can be held out, there is none.
 
     Args:
-        bank: a stored bank of this gallery, whose places and statistics are used; None: computed here.
+        gallery_path: of several, places of different galleries are different places.
+        bank: a stored bank of this gallery (of these, in this order), whose places and statistics are used; None: computed here.
         neighbours: neighbour lists of this gallery for CSD, ROP and D3still; None: inside the batch.
         hold_out: leave out the validation images also where there are no epochs, to have the start of a training that holds them out.
         features: a folder where runs that start alike share the light network's features; None: each has its own.
@@ -71,7 +74,7 @@ def train(
         MemoryBankError, TrainingError: the gallery cannot be trained on (one place in all, …).
         ImageError: naming a training image that cannot be read.
     """
-    gallery = Gallery.open(gallery_path)
+    gallery = open_galleries(gallery_path)
     spec = network_spec(settings.query_network)  # a misspelt name is refused before anything is written
     if not spec.preprocess.is_static:
         raise TrainingError(f"{spec.name} takes pictures of any size", expected="a query network of one input size")
@@ -93,7 +96,7 @@ def train(
 class _Sources:
     """What a run is made from."""
 
-    gallery: Gallery
+    gallery: AnyGallery
     bank: Path | None
     neighbours: Path | None
     weights: Path | None
@@ -113,6 +116,13 @@ class _Sources:
             identity["hold_out"] = True
         return identity
 
+    def inputs(self) -> dict[str, Any]:
+        """The `inputs` of the run's manifest: the paths, and the checksums of `identity`."""
+        paths = {"bank": self.bank, "neighbours": self.neighbours, "weights": self.weights}
+        given = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
+        identity = self.identity()
+        return {**origin(self.gallery), **given, **{f"{name}_sha256": identity[name] for name in given}}
+
     def memory_bank(self, settings: TrainSettings) -> MemoryBank:
         """The stored bank, or the one of the settings' cells.
 
@@ -126,9 +136,7 @@ class _Sources:
             stored.check_gallery(self.gallery)
             bank = stored.bank
         else:
-            bank = build_memory_bank(
-                self.gallery.descriptors, assign_places(self.gallery.keyframes, settings.cells), rank=settings.covariance_rank
-            )
+            bank = build_memory_bank(self.gallery.descriptors, gallery_places(self.gallery, settings.cells), rank=settings.covariance_rank)
         if len(bank.counts) < 2:
             raise TrainingError("the gallery has one place in all", expected="at least two", remedy="use smaller cells or a larger gallery")
         return bank
@@ -144,7 +152,7 @@ def _train(sources: _Sources, settings: TrainSettings, work: Path, progress: Pro
     objective = make_objective(settings, gallery, bank, sources.neighbours)
     lightning.seed_everything(settings.seed, verbose=False)
     network = QueryNetwork.from_pretrained(
-        load_network(settings.query_network, sources.weights, seed=settings.seed), gallery.manifest.gallery_network.dimension,
+        load_network(settings.query_network, sources.weights, seed=settings.seed), gallery.gallery_network.dimension,
         settings.seed, gated=settings.init == "aligned",
     )  # fmt: skip
     counts = {"places": len(bank.counts), "training_images": len(images.training), "validation_images": len(images.validation)}
@@ -198,13 +206,12 @@ def _write(
     for name in (CHECKPOINTS, TENSORBOARD):
         if (work / name).exists():
             shutil.copytree(work / name, staging / name)
-    if (work / CSV / METRICS).exists():
-        shutil.copy2(work / CSV / METRICS, staging / METRICS)
-    stored = {name: str(path.resolve()) for name, path in (("bank", sources.bank), ("neighbours", sources.neighbours)) if path is not None}
+    if (work / METRICS).exists():
+        shutil.copy2(work / METRICS, staging / METRICS)
     write_manifest(
         staging, "run", _identity(staging, gallery, settings, network),
         settings=settings.model_dump(mode="json"),
-        inputs={"gallery": str(gallery.path.resolve()), "gallery_digest": gallery_digest(gallery), **stored},
+        inputs=sources.inputs(),
         versions={"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__},
         details={
             **details, "query_network": network.spec.name, "gated": network.is_gated,
@@ -213,9 +220,9 @@ def _write(
     )  # fmt: skip
 
 
-def _identity(staging: Path, gallery: Gallery, settings: TrainSettings, network: QueryNetwork) -> GalleryNetworkIdentity:
+def _identity(staging: Path, gallery: AnyGallery, settings: TrainSettings, network: QueryNetwork) -> GalleryNetworkIdentity:
     """What the run's descriptors are comparable with: the gallery's, or after a symmetric training only their own."""
-    theirs = gallery.manifest.gallery_network
+    theirs = gallery.gallery_network
     if settings.loss != "symmetric" or settings.epochs == 0:
         return theirs
     return GalleryNetworkIdentity(
