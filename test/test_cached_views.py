@@ -183,6 +183,8 @@ def test_views_are_shared_by_losses_and_seeds_and_a_killed_training_goes_on(gall
     assert len(written) == 3
     train(gallery.path, changed(view_seed=None, epochs=1), tmp_path / "third", features=features)
     assert len(written) == 6
+    train(gallery.path, changed(view_seed=9, epochs=0, alignment_copies=0), tmp_path / "start", features=features)
+    assert len(written) == 7  # without epochs no view is needed, only the image as it is
     assert not any(name.startswith(".") for name in os.listdir(features))
 
 

@@ -49,7 +49,7 @@ class CachedViews(Dataset[Item]):
     def __init__(self, prefix: FrozenPrefix, plain: np.ndarray | None, views: list[np.ndarray], pictures: GalleryImages, seed: int):
         self.prefix, self.pictures = prefix, pictures
         self._plain, self._views = plain, views
-        self._first = np.random.default_rng(seed).integers(len(views), size=len(pictures))
+        self._first = np.random.default_rng(seed).integers(max(1, len(views)), size=len(pictures))
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -99,13 +99,14 @@ def cache_views(network: QueryNetwork, images: TrainingImages, settings: TrainSe
         shape = tuple(prefix.features(noise).shape[1:])
     digest = _digest_of_views(network, images, settings)
     wants_plain = settings.init == "aligned" or settings.loss == "symmetric"
+    wanted = settings.cached_views if settings.epochs > 0 else settings.alignment_copies
     kept = []
-    for view in range(0 if wants_plain else 1, settings.cached_views + 1):
+    for view in range(0 if wants_plain else 1, wanted + 1):
         path = folder / f"views_{digest}_{view}.npy"
         if not path.exists():
             partial = path.with_name(f".{path.name}.partial")
             partial.unlink(missing_ok=True)
-            what = f"view {view} of {settings.cached_views}" if view > 0 else "images as they are"
+            what = f"view {view} of {wanted}" if view > 0 else "images as they are"
             _write_view(partial, prefix, network, augmented if view > 0 else plain, _FIRST + view, shape, settings, what, progress)
             os.replace(partial, path)
         kept.append(np.load(path, mmap_mode="r", allow_pickle=False).reshape(len(plain), *shape))
