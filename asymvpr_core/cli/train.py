@@ -112,9 +112,9 @@ def train(
     settings = make_settings(
         TrainSettings, config, recipe=recipe, query_network=query_network, loss=loss, init=init, epochs=epochs, batch_size=batch_size,
         sampler=sampler, images_per_place=images_per_place, learning_rate=learning_rate, temperature=temperature, gamma=gamma,
-        gamma_scale=gamma_scale, neighbours_k=neighbours_k, regression_weight=regression_weight, frozen_share=frozen_share, cached_views=cached_views,
-        precision=precision, accumulate_batches=accumulate_batches, gradient_clip=gradient_clip, ema_decay=ema_decay,
-        accelerator=accelerator, devices=devices, num_nodes=num_nodes, seed=seed, workers=workers, threads=threads,
+        gamma_scale=gamma_scale, neighbours_k=neighbours_k, regression_weight=regression_weight, frozen_share=frozen_share,
+        cached_views=cached_views, precision=precision, accumulate_batches=accumulate_batches, gradient_clip=gradient_clip,
+        ema_decay=ema_decay, accelerator=accelerator, devices=devices, num_nodes=num_nodes, seed=seed, workers=workers, threads=threads,
     )  # fmt: skip
 
     identity = _pair_of(galleries)
