@@ -225,6 +225,12 @@ class TrainSettings(Settings):
     )
     images_per_place: int = Field(4, ge=2, description="most images of one place in a batch of the sampler places")
     frozen_share: float = Field(0.0, ge=0.0, le=1.0, description="share of the backbone's blocks, from the first, that stays as it is")
+    cached_views: int = Field(
+        0, ge=0, description="augmented views of every image, computed once up to the end of the frozen stages; 0: new ones each epoch"
+    )
+    view_seed: int | None = Field(
+        None, ge=0, lt=2**32, description="seed of cached_views, for several seeds to share them; None: that of the training"
+    )
     augmentation: AugmentationSettings = AugmentationSettings()
     cells: CellSettings = CellSettings()
     precision: Literal["32", "bf16-mixed", "16-mixed"] = Field("32", description="of the network's forward and backward pass")
@@ -253,6 +259,23 @@ class TrainSettings(Settings):
         if self.gamma is not None:
             return self.gamma, scale
         return (_RELATIVE_GAMMA if scale == "relative" else _PAPER_GAMMA), scale
+
+    @property
+    def resolved_view_seed(self) -> int:
+        """The seed of the cached views."""
+        return self.seed if self.view_seed is None else self.view_seed
+
+    @model_validator(mode="after")
+    def _check_cached_views(self) -> TrainSettings:
+        if self.cached_views == 0:
+            return self
+        if self.init == "aligned" and self.alignment_copies > self.cached_views:
+            raise ValueError(
+                f"{self.cached_views} cached_views serve the alignment too, which wants alignment_copies {self.alignment_copies}"
+            )
+        if self.devices * self.num_nodes > 1:
+            raise ValueError("cached_views are for one process: set devices and num_nodes to 1, or cached_views to 0")
+        return self
 
     @property
     def resolved_sampler(self) -> Literal["plain", "places"]:

@@ -52,6 +52,7 @@ def train(
     neighbours_k: Annotated[int | None, setting(TrainSettings, "neighbours_k")] = None,
     regression_weight: Annotated[float | None, setting(TrainSettings, "regression_weight")] = None,
     frozen_share: Annotated[float | None, setting(TrainSettings, "frozen_share")] = None,
+    cached_views: Annotated[int | None, setting(TrainSettings, "cached_views")] = None,
     precision: Annotated[str | None, setting(TrainSettings, "precision")] = None,
     accumulate_batches: Annotated[int | None, setting(TrainSettings, "accumulate_batches")] = None,
     gradient_clip: Annotated[float | None, setting(TrainSettings, "gradient_clip")] = None,
@@ -112,8 +113,8 @@ def train(
         TrainSettings, config, recipe=recipe, query_network=query_network, loss=loss, init=init, epochs=epochs, batch_size=batch_size,
         sampler=sampler, images_per_place=images_per_place, learning_rate=learning_rate, temperature=temperature, gamma=gamma,
         gamma_scale=gamma_scale, neighbours_k=neighbours_k, regression_weight=regression_weight, frozen_share=frozen_share,
-        precision=precision, accumulate_batches=accumulate_batches, gradient_clip=gradient_clip, ema_decay=ema_decay,
-        accelerator=accelerator, devices=devices, num_nodes=num_nodes, seed=seed, workers=workers, threads=threads,
+        cached_views=cached_views, precision=precision, accumulate_batches=accumulate_batches, gradient_clip=gradient_clip,
+        ema_decay=ema_decay, accelerator=accelerator, devices=devices, num_nodes=num_nodes, seed=seed, workers=workers, threads=threads,
     )  # fmt: skip
 
     identity = _pair_of(galleries)

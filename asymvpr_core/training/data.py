@@ -49,8 +49,11 @@ class GalleryImages(Dataset[Item]):
         """Give one item. Raises ImageError for a picture that cannot be read."""
         _, index = key
         image = self.picture(key)
-        descriptor = torch.from_numpy(np.array(self.gallery.descriptors[index], dtype=np.float32))
-        return torch.from_numpy(self.preprocess(image)), descriptor, torch.tensor(self.places[index]), torch.tensor(index)
+        return torch.from_numpy(self.preprocess(image)), *self.target(index), torch.tensor(index)
+
+    def target(self, index: int) -> tuple[Tensor, Tensor]:
+        """Gallery descriptor `(D,)` float32 and place () int64 of an image."""
+        return torch.from_numpy(np.array(self.gallery.descriptors[index], dtype=np.float32)), torch.tensor(self.places[index])
 
     def picture(self, key: tuple[int, int]) -> np.ndarray:
         """(H, W, 3) uint8 RGB: the picture of one item, augmented. Raises ImageError for a picture that cannot be read."""
@@ -65,7 +68,7 @@ class GalleryImages(Dataset[Item]):
 
 
 class ImageLoader(DataLoader[Any]):
-    """Batches of a `GalleryImages`; an error in a loading process arrives as what it was.
+    """Batches of a `GalleryImages`, or of what has the same items; an error in a loading process arrives as what it was.
 
     torch would raise it anew with the process's whole traceback as its message.
 
@@ -74,7 +77,7 @@ class ImageLoader(DataLoader[Any]):
         TrainingError: a loading process was killed, mostly for want of shared memory.
     """
 
-    def __init__(self, images: GalleryImages, **options: Any):
+    def __init__(self, images: Dataset[Item], **options: Any):
         super().__init__(_Fetched(images), collate_fn=_collate, **options)
 
     def __iter__(self) -> Iterator[Any]:
@@ -93,13 +96,13 @@ class ImageLoader(DataLoader[Any]):
 
 
 class _Fetched(Dataset[Any]):
-    """Items of a `GalleryImages`, or the known error that one raised."""
+    """Items of `images`, or the known error that one raised."""
 
-    def __init__(self, images: GalleryImages):
+    def __init__(self, images: Dataset[Item]):
         self._images = images
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._images)  # type: ignore[arg-type]
 
     def __getitem__(self, key: tuple[int, int]) -> Item | AsymvprError:
         try:

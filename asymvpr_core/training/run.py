@@ -31,6 +31,7 @@ from asymvpr_core.networks.registry import network_spec
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably
 from asymvpr_core.training import hardware
+from asymvpr_core.training.cached_views import cache_views
 from asymvpr_core.training.fit import CHECKPOINTS, TENSORBOARD, TrainingImages, fine_tune
 from asymvpr_core.training.objective import make_objective
 from asymvpr_core.training.records import METRICS
@@ -50,6 +51,7 @@ def train(
     bank: Path | None = None,
     neighbours: Path | None = None,
     features: Path | None = None,
+    hold_out: bool = False,
     progress: Progress = silent,
 ) -> Path:
     """Train against a gallery, or against several of one pair together, and write the run folder `out`; returns `out`.
@@ -64,6 +66,7 @@ def train(
         gallery_path: of several, places of different galleries are different places.
         bank: a stored bank of this gallery (of these, in this order), whose places and statistics are used; None: computed here.
         neighbours: neighbour lists of this gallery for CSD, ROP and D3still; None: inside the batch.
+        hold_out: leave out the validation images also where there are no epochs, to have the start of a training that holds them out.
         features: a folder where runs that start alike share the light network's features; None: each has its own.
 
     Raises:
@@ -77,7 +80,7 @@ def train(
         raise TrainingError(f"{spec.name} takes pictures of any size", expected="a query network of one input size")
     hardware.accelerator(settings)
     prepare_cpu(settings.threads)
-    sources = _Sources(gallery, bank, neighbours, weights, features)
+    sources = _Sources(gallery, bank, neighbours, weights, features, hold_out)
     if hardware.rank() > 0:  # started by torchrun: the first process writes, the others only compute
         _train(sources, settings, Path(out).with_name(Path(out).name + ".partial"), silent)
         return Path(out)
@@ -98,6 +101,7 @@ class _Sources:
     neighbours: Path | None
     weights: Path | None
     features: Path | None
+    hold_out: bool
 
     def identity(self) -> dict[str, Any]:
         """Checksums of everything that the run depends on beside its settings."""
@@ -108,6 +112,8 @@ class _Sources:
             identity["neighbours"] = read_manifest(self.neighbours, "neighbours").manifest_sha256
         if self.weights is not None:
             identity["weights"] = sha256_of(self.weights)
+        if self.hold_out:
+            identity["hold_out"] = True
         return identity
 
     def inputs(self) -> dict[str, Any]:
@@ -142,7 +148,7 @@ def _train(sources: _Sources, settings: TrainSettings, work: Path, progress: Pro
     bank = sources.memory_bank(settings)
     seconds = {"bank": time.perf_counter() - started}
     places = np.asarray(bank.places)
-    images = TrainingImages(gallery, places, *_split(places, settings))
+    images = TrainingImages(gallery, places, *_split(places, settings, hold_out=sources.hold_out or settings.epochs > 0))
     objective = make_objective(settings, gallery, bank, sources.neighbours)
     lightning.seed_everything(settings.seed, verbose=False)
     network = QueryNetwork.from_pretrained(
@@ -151,9 +157,14 @@ def _train(sources: _Sources, settings: TrainSettings, work: Path, progress: Pro
     )  # fmt: skip
     counts = {"places": len(bank.counts), "training_images": len(images.training), "validation_images": len(images.validation)}
     details: dict[str, Any] = {**counts, "gamma": objective.gamma}
+    folder, views = sources.features or work, None
+    if settings.cached_views > 0:
+        started = time.perf_counter()
+        views = cache_views(network, images, settings, folder, progress)
+        seconds["views"] = time.perf_counter() - started
     if settings.init == "aligned" and hardware.rank() == 0:
         started = time.perf_counter()
-        details["alignment"] = align_network(network, images, settings, sources.features or work, progress)
+        details["alignment"] = align_network(network, images, settings, folder, progress, views)
         seconds["alignment"] = time.perf_counter() - started
     if settings.epochs > 0 and settings.validation_share > 0 and len(images.validation) == 0:
         # Four unchecked epochs cost such galleries 3.0 and 4.5 points of Recall@1 (docs/results.md).
@@ -164,12 +175,12 @@ def _train(sources: _Sources, settings: TrainSettings, work: Path, progress: Pro
         )
     elif settings.epochs > 0:
         started = time.perf_counter()
-        details["fine_tuning"] = fine_tune(network, objective, images, settings, work, progress)
+        details["fine_tuning"] = fine_tune(network, objective, images, settings, work, progress, views)
         seconds["fine_tuning"] = time.perf_counter() - started
     return network, bank, {**details, "seconds": seconds}
 
 
-def _split(places: np.ndarray, settings: TrainSettings) -> tuple[np.ndarray, np.ndarray]:
+def _split(places: np.ndarray, settings: TrainSettings, *, hold_out: bool) -> tuple[np.ndarray, np.ndarray]:
     """Ascending indices for training and for validation: at most one image of a place that has others.
 
     Whole places would not do: on a dense map the nearest neighbours of a held-out place lie in the next
@@ -179,7 +190,7 @@ def _split(places: np.ndarray, settings: TrainSettings) -> tuple[np.ndarray, np.
     _, first = np.unique(places[order], return_index=True)
     candidates = order[np.sort(first)]  # one image of every place, in random order
     candidates = candidates[np.bincount(places)[places[candidates]] >= 2]
-    wanted = min(round(settings.validation_share * len(places)), settings.max_validation_images) if settings.epochs > 0 else 0
+    wanted = min(round(settings.validation_share * len(places)), settings.max_validation_images) if hold_out else 0
     held_out = np.sort(candidates[:wanted])
     return np.setdiff1d(np.arange(len(places)), held_out), held_out
 
