@@ -15,7 +15,7 @@ from town_folder import make_folder
 
 from asymvpr_core.config import BankSettings, CellSettings, GallerySettings, NeighbourSettings, TrainSettings
 from asymvpr_core.datasets.source import open_source
-from asymvpr_core.deploy.export import _parity_inputs
+from asymvpr_core.deploy.parity import Pictures
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.gallery.build import build_gallery
 from asymvpr_core.gallery.several import GallerySet, StackedRows, open_galleries
@@ -24,7 +24,7 @@ from asymvpr_core.manifest import read_manifest
 from asymvpr_core.memory.bank import MemoryBank
 from asymvpr_core.memory.cells import gallery_places
 from asymvpr_core.memory.neighbours import NeighbourLists, build_neighbours
-from asymvpr_core.memory.origin import gallery_digest
+from asymvpr_core.memory.origin import gallery_digest, origin_paths
 from asymvpr_core.memory.rows import take_rows
 from asymvpr_core.memory.store import StoredBank, build_bank
 from asymvpr_core.networks.registry import network_spec
@@ -177,8 +177,9 @@ def test_a_training_on_two_galleries_is_resumable_and_says_what_it_was_made_from
     assert inputs["bank"] == str(bank.resolve()) and inputs["bank_sha256"] == read_manifest(bank, "bank").manifest_sha256
     with pytest.raises(ArtefactError, match="bank was computed from gallery"):
         train(sites[::-1], SETTINGS, tmp_path / "refused", bank=bank)
-    inputs, source = _parity_inputs(manifest, network_spec(SETTINGS.query_network).preprocess, 16)  # the export compares on images of both
-    assert (source, len(np.unique(inputs.reshape(16, -1), axis=0))) == ("gallery", 16)
+    both = open_galleries(origin_paths(manifest))  # the export compares on images of both
+    pictures = Pictures.of_gallery(both, network_spec(SETTINGS.query_network).preprocess, 16)
+    assert (pictures.source, len(np.unique(pictures.inputs.reshape(16, -1), axis=0))) == ("gallery", 16)
 
 
 @pytest.mark.slow
