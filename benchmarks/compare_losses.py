@@ -124,7 +124,8 @@ class Choice:
         if not self.database.exists():
             build_gallery(self.split.database, settings, self.database, projection_from=self.gallery)
         if not self.lists.exists():
-            build_neighbours(self.gallery, NeighbourSettings(k=20, threads=1), self.lists)
+            k = min(20, len(self.split.training.records))
+            build_neighbours(self.gallery, NeighbourSettings(k=k, threads=1), self.lists)
         self.benchmark = gallery_benchmark(Gallery.open(self.database), self.split.queries, self.evaluation)
         self.truth = positives_of(self.benchmark)
 

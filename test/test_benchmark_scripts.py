@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import REPOSITORY
+from town_folder import make_folder
 
 pytestmark = pytest.mark.slow
 
@@ -142,3 +144,20 @@ def test_preprocess(tmp_path: Path):
     assert {row["camera"] for row in rows} == {"640 x 480", "1280 x 720", "1920 x 1080"}
     assert {row["step"] for row in rows if row["on_the_robot"]} == {"decode JPEG", "resize (OpenCV, area)", "normalise in the graph"}
     assert all(row["processor_ms"] >= 0 and f"| {row['camera']} | {row['step']}" in text for row in rows)
+
+
+def test_choice_of_the_losses_settings(tmp_path: Path):
+    """30 positions 10 m apart: the 9 eastern ones are searched, the 17 at least 50 m west of them are trained on."""
+    images = make_folder(tmp_path / "images", places=30, looks=1)
+    common = {"query_network": "efficientnet_lite0_gem_64px", "epochs": 1, "batch_size": 8, "cached_views": 1, "alignment_copies": 0}
+    text = run("compare_losses.py", images, "--out", tmp_path / "out", "--losses", "regression", "--common", json.dumps(common))
+    assert text.startswith("Images: 17 training, 6 database, 3 queries; seed 0.")
+    trials = json.loads((tmp_path / "out" / "trials.json").read_text())["trials"]
+    assert [trial["name"] for trial in trials] == ["aligned", *[f"regression-{number}" for number in range(7)]]
+    best = max(trials[1:], key=lambda trial: trial["score"])  # the first of equal ones
+    chosen = yaml.safe_load((tmp_path / "out" / "chosen.yaml").read_text())
+    assert chosen["comparison"]["overrides"]["regression"] == best["changes"]
+    assert chosen["train"]["query_network"] == common["query_network"] and chosen["train"]["validation_share"] == 0.0
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "trials").iterdir()}
+    run("compare_losses.py", images, "--out", tmp_path / "out", "--losses", "regression", "--common", json.dumps(common))
+    assert kept == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "trials").iterdir()}
