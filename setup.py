@@ -66,6 +66,7 @@ setup(
         (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py"))),
         (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml") + glob("config/*.xml"))),
         (f"share/{PACKAGE}/config/stacks", sorted(glob("config/stacks/*.yaml"))),
+        (f"share/{PACKAGE}/benchmarks", sorted(glob("benchmarks/*.py"))),
     ],
     python_requires=">=3.10",
     install_requires=RUNTIME,

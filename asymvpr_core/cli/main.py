@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from asymvpr_core import __version__
-from asymvpr_core.cli import bank, dataset, demo, evaluate, export, gallery, networks, train
+from asymvpr_core.cli import bank, bench, dataset, demo, evaluate, export, gallery, networks, train
 from asymvpr_core.cli.failures import one_line_errors
 
 HELP = """\
@@ -54,7 +54,7 @@ class Commands(TyperGroup):
     """The commands in the order of the work, with known errors as one line whichever of them raises."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return ["demo", "networks", "dataset", "gallery", "bank", "align", "train", "export", "evaluate"]
+        return ["demo", "networks", "dataset", "gallery", "bank", "align", "train", "export", "evaluate", "bench"]
 
     def invoke(self, ctx: Any) -> Any:
         with one_line_errors():
@@ -80,6 +80,7 @@ app.command("align")(train.align)
 app.command("train")(train.train)
 app.command("export")(export.export)
 app.add_typer(evaluate.app, name="evaluate")
+app.command("bench")(bench.bench)
 
 
 def _print_version(wanted: bool) -> None:
