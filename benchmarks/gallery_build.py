@@ -28,6 +28,7 @@ from asymvpr_core.config import GallerySettings, SourceSettings
 from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.datasets.source import open_source
 from asymvpr_core.gallery.describe import describe
+from asymvpr_core.networks.checkpoints import LoadReport
 from asymvpr_core.networks.cpu import prepare_cpu
 from asymvpr_core.networks.loading import LoadedNetwork, random_network
 from asymvpr_core.networks.registry import network_spec
@@ -55,7 +56,7 @@ def main() -> int:
 def compare(source: Dataset, settings: GallerySettings, options: argparse.Namespace) -> int:
     """Describe the images in both ways, in turn."""
     spec = network_spec(options.network)
-    network = LoadedNetwork(spec, random_network(spec, seed=0).eval(), "0" * 64)
+    network = LoadedNetwork(spec, random_network(spec, seed=0).eval(), "0" * 64, LoadReport(used=0))
     inputs = np.stack([network.spec.preprocess(image) for _, image in source.read_images(list(range(len(source.records))))])
 
     def build() -> float:
