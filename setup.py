@@ -43,11 +43,16 @@ EXTRAS = {
     ],
     # evaluation and its HTML report
     "report": [
+        "evo",
         "jinja2",
         "matplotlib",
         "pyproj",
         "scipy",
     ],
+    # examples/pose_graph_slam.py; gtsam 4.2 has no wheels for NumPy 2
+    "examples": ["gtsam>=4.3a1"],
+    # the second runtime of the query model, for x86-64 and ARM CPUs
+    "openvino": ["openvino"],
     # galleries on many machines
     "ray": ["ray[data]"],
 }
@@ -64,7 +69,9 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
         (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py"))),
+        (f"share/{PACKAGE}/examples", sorted(glob("examples/*.py"))),
         (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml") + glob("config/*.xml"))),
+        (f"share/{PACKAGE}/config/rviz", sorted(glob("config/rviz/*.rviz"))),
         (f"share/{PACKAGE}/config/stacks", sorted(glob("config/stacks/*.yaml"))),
         (f"share/{PACKAGE}/benchmarks", sorted(glob("benchmarks/*.py"))),
     ],
@@ -80,6 +87,7 @@ setup(
         "console_scripts": [
             "asymvpr = asymvpr_core.cli.main:main",
             "bag_player = asymvpr_ros.bag_player:main",
+            "keyframe_recorder = asymvpr_ros.keyframe_recorder:main",
             "match_recorder = asymvpr_ros.match_recorder:main",
             "place_recognition_node = asymvpr_ros.place_recognition_node:main",
         ],

@@ -24,9 +24,10 @@ from asymvpr_core import __version__
 from asymvpr_core.errors import ArtefactError
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 1
 
 Kind = Literal["gallery", "bank", "neighbours", "model", "run"]
+# Version 2 of a model: several variants, and a graph that takes the picture instead of normalised planes.
+FORMAT_VERSIONS: dict[Kind, int] = {"gallery": 1, "bank": 1, "neighbours": 1, "model": 2, "run": 1}
 _REBUILD = {
     "gallery": "asymvpr gallery build",
     "bank": "asymvpr bank build",
@@ -77,7 +78,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     kind: Kind
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
     created: str
     asymvpr_version: str = __version__
     gallery_network: GalleryNetworkIdentity
@@ -126,6 +127,7 @@ def write_manifest(
     }
     manifest = Manifest(
         kind=kind,
+        format_version=FORMAT_VERSIONS[kind],
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         gallery_network=gallery_network,
         settings=settings or {},
@@ -160,10 +162,11 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
         raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from error
     except ValueError as error:
         raise ArtefactError(f"{path} is damaged: not JSON", remedy=remedy) from error
-    if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
+    newest = FORMAT_VERSIONS[kind]
+    if isinstance(raw, dict) and raw.get("kind") == kind and isinstance(raw.get("format_version"), int) and raw["format_version"] > newest:
         raise ArtefactError(
             f"{path} has format version {raw['format_version']}",
-            expected=f"at most {FORMAT_VERSION}",
+            expected=f"at most {newest}",
             remedy="update asymvpr, or build the artefact with this version",
         )
     if isinstance(raw, dict) and "manifest_sha256" in raw and raw["manifest_sha256"] != digest_of(raw):
@@ -190,25 +193,65 @@ def verify_files(folder: Path, manifest: Manifest, names: list[str] | None = Non
         ArtefactError: naming the first file that is missing, truncated, damaged or not listed.
     """
     for name in manifest.files if names is None else names:
-        path, entry = Path(folder) / name, manifest.files.get(name)
+        verify_size(folder, manifest, name)
+        verify_content(folder, manifest, name)
+
+
+def verify_size(folder: Path, manifest: Manifest, name: str) -> None:
+    """Raise ArtefactError when the file is missing, truncated or not listed; nothing of it is read."""
+    path, entry = Path(folder) / name, manifest.files.get(name)
+    remedy = f"restore the file or rebuild with '{_REBUILD[manifest.kind]}'"
+    if entry is None:
+        raise ArtefactError(f"{folder} does not list '{name}' in its {MANIFEST_NAME}", remedy=remedy)
+    if not path.is_file():
+        raise ArtefactError(f"{path} is missing", remedy=remedy)
+    if path.stat().st_size != entry.bytes:
+        raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{entry.bytes}", remedy=remedy)
+
+
+def verify_content(folder: Path, manifest: Manifest, name: str) -> None:
+    """Raise ArtefactError when the checksum of a listed file differs; reads all of it."""
+    path = Path(folder) / name
+    if sha256_of(path) != manifest.files[name].sha256:
         remedy = f"restore the file or rebuild with '{_REBUILD[manifest.kind]}'"
-        if entry is None:
-            raise ArtefactError(f"{folder} does not list '{name}' in its {MANIFEST_NAME}", remedy=remedy)
-        if not path.is_file():
-            raise ArtefactError(f"{path} is missing", remedy=remedy)
-        if path.stat().st_size != entry.bytes:
-            raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{entry.bytes}", remedy=remedy)
-        if sha256_of(path) != entry.sha256:
-            raise ArtefactError(f"{path} is damaged: its checksum differs from the manifest's", remedy=remedy)
+        raise ArtefactError(f"{path} is damaged: its checksum differs from the manifest's", remedy=remedy)
+
+
+def query_identity(model: Manifest) -> GalleryNetworkIdentity:
+    """What descriptors of a query model are comparable with light against light: those of the very same model.
+
+    It is the identity of a gallery that a session saved. Raises ArtefactError where the manifest lacks its parts.
+    """
+    name, preprocess, file = model.details.get("query_network"), model.details.get("preprocess"), model.files.get("model.onnx")
+    if not isinstance(preprocess, dict) or file is None:
+        raise ArtefactError("the manifest of the query model does not say its pre-processing and its weights", remedy="export it again")
+    return GalleryNetworkIdentity(
+        name=str(name or "query_network"), weights_sha256=file.sha256, preprocess=preprocess, projection_sha256=None,
+        dimension=model.gallery_network.dimension,
+    )  # fmt: skip
+
+
+def is_own_session(gallery: Manifest, model: Manifest) -> bool:
+    """Whether a gallery was saved by a session that ran this very query model: its descriptors are the light network's."""
+    return gallery.inputs.get("layout") == "session" and gallery.gallery_network.pair_id == query_identity(model).pair_id
 
 
 def check_pair(gallery: Manifest, model: Manifest, gallery_path: Path, model_path: Path) -> None:
     """Refuse a query model that was trained for another gallery network than the gallery's.
 
+    A gallery that a session saved belongs to the query model that ran then, and to no other.
+
     Raises:
         ArtefactError: naming both pairs.
     """
-    if gallery.gallery_network.pair_id != model.gallery_network.pair_id:
+    if gallery.inputs.get("layout") == "session" and not is_own_session(gallery, model):
+        raise ArtefactError(
+            f"gallery {gallery_path} was saved by a session of the query model ({gallery.gallery_network}), "
+            f"query model {model_path} is ({query_identity(model)})",
+            expected="the query model of that session",
+            remedy="open it with that model, or build a gallery from the session's bag with 'asymvpr gallery build'",
+        )
+    if gallery.inputs.get("layout") != "session" and gallery.gallery_network.pair_id != model.gallery_network.pair_id:
         raise ArtefactError(
             f"gallery {gallery_path} was made by ({gallery.gallery_network}), "
             f"query model {model_path} was trained for ({model.gallery_network})",

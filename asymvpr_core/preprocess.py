@@ -127,8 +127,19 @@ class Preprocess(BaseModel):
             for channel, table in enumerate(_tables(self.mean, self.std)):
                 cv2.LUT(np.ascontiguousarray(image[:, :, channel]), table, dst=planes[channel])
             return planes
-        scale, offset = _scale_and_offset(self.mean, self.std)
+        scale, offset = self.scale_and_offset
         return np.ascontiguousarray((image * scale - offset).transpose(2, 0, 1))
+
+    @property
+    def scale_and_offset(self) -> tuple[np.ndarray, np.ndarray]:
+        """What turns 0 to 255 into the normalised number: x · scale − offset, (3,) float32 each; for a graph that does so itself."""
+        return _scale_and_offset(self.mean, self.std)
+
+    @staticmethod
+    def check(image: np.ndarray) -> None:
+        """Raise ImageError for what is not `(H, W, 3)` uint8 with at least one pixel."""
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+            raise ImageError(f"image is {image.dtype} {image.shape}", expected="(H, W, 3) uint8 RGB with H, W >= 1")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Turn one `(H, W, 3)` uint8 RGB image into the network's `(3, *output_size(H, W))` float32 input.
@@ -136,8 +147,7 @@ class Preprocess(BaseModel):
         Raises:
             ImageError: another shape or type, an image without pixels, or one that is too long.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise ImageError(f"image is {image.dtype} {image.shape}", expected="(H, W, 3) uint8 RGB with H, W >= 1")
+        self.check(image)
         return self.normalise(self.resize(image))
 
 

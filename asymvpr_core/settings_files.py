@@ -28,7 +28,7 @@ def recipe_file(name: str) -> Path:
     return path
 
 
-def make_settings(kind: type[S], file: Path | None = None, *, recipe: str | None = None, **flags: Any) -> S:
+def make_settings(kind: type[S], /, file: Path | None = None, *, recipe: str | None = None, **flags: Any) -> S:
     """Resolve settings of `kind`: flag (where not None) > section of the YAML file > recipe > default.
 
     All sections of the file are checked, so that a misspelt name is refused whichever stage reads it first.

@@ -78,12 +78,28 @@ Keyframe = ImageRecord
 
 
 @dataclass(frozen=True)
+class QueryFrame:
+    """What is known of a camera frame beside its picture.
+
+    `odometry` is T_odom_base at the stamp, None where it is unknown. `camera` names the camera:
+    what is remembered from frame to frame is kept for each camera by itself.
+    """
+
+    stamp_ns: int
+    odometry: Pose | None = None
+    camera: str = ""
+
+
+@dataclass(frozen=True)
 class Match:
-    """A gallery keyframe that a query was compared with; score is cosine, higher is better."""
+    """A gallery keyframe that a query was compared with; score is cosine, higher is better.
+
+    `pose` is the keyframe's; None only in a session gallery whose frames come without odometry.
+    """
 
     keyframe_index: int
     score: float
-    pose: Pose
+    pose: Pose | None
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,9 @@ class MatchResult:
     `match` is the accepted match, or None; `reason` says why it was accepted or rejected, in
     words that go to the user's diagnostics. `covariance` is (6, 6) row-major in ROS order
     (x, y, z, roll, pitch, yaw) [m^2, rad^2], never zero on the diagonal; None where nothing was
-    accepted. `candidates` are the top k, best first, before any threshold.
+    accepted. `candidates` are the top k, best first, before any threshold. `posterior` is the
+    filter's probability of the best place (sequence "bayes"), `inliers` the number of feature
+    pairs that fit one fundamental matrix; None where they were not computed.
     """
 
     stamp_ns: int
@@ -101,6 +119,8 @@ class MatchResult:
     match: Match | None
     reason: str
     covariance: np.ndarray | None = field(default=None, compare=False)
+    posterior: float | None = None
+    inliers: int | None = None
 
     @property
     def accepted(self) -> bool:
@@ -109,11 +129,33 @@ class MatchResult:
 
 @dataclass(frozen=True)
 class LoopClosure:
-    """An edge between a gallery keyframe and a query frame, each with its own stamp."""
+    """An edge between a gallery keyframe and a query frame, each with its own stamp.
+
+    Against the prior gallery the poses are in the map frame, against the session gallery in the
+    odometry frame of this run. Both are the keyframe's pose at its time, since place recognition
+    knows no finer one: the edge says "these two are at the same place". None only in a session
+    whose frames come without odometry, where the stamps alone make the edge.
+    """
 
     keyframe_index: int
     keyframe_stamp_ns: int
-    keyframe_pose: Pose
+    keyframe_pose: Pose | None
     query_stamp_ns: int
-    query_pose: Pose
+    query_pose: Pose | None
     covariance: np.ndarray = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """The answer to one frame: what each gallery says of it.
+
+    `prior` is None without a prior gallery, `session` where the session gallery is off. A closure
+    is there where that gallery's match was accepted and its keyframe has a stamp.
+    """
+
+    frame: QueryFrame
+    prior: MatchResult | None
+    session: MatchResult | None
+    prior_closure: LoopClosure | None
+    session_closure: LoopClosure | None
+    keyframe_added: bool

@@ -5,22 +5,39 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass, field
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from asymvpr_core.types import Recognition
+from asymvpr_ros.camera_status import SILENCE_S, CameraStatus, CameraView, status
 
 STATUS_SUFFIX = ": place recognition"
+CAMERA_SUFFIX = ": camera "
 # Frames over which latency is taken: about 20 s of a camera at 15 Hz.
 _WINDOW = 300
 _RATE_WINDOW_S = 5.0
-_SILENCE_S = 3.0
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """What the rest of the node knows at the time of a report; `needs_odometry` names the outputs that wait for it."""
+
+    cameras: dict[str, CameraView]
+    odometry_topic: str = ""
+    odometry_publishers: int = 0
+    needs_odometry: str = ""
+    enabled: bool = True
+    waiting_for: str = ""
+    qos_faults: list[str] = field(default_factory=list)
 
 
 class NodeStatus:
     """Counts and last words of one node; every method may be called from any thread."""
 
     def __init__(self, name: str):
-        self._name = name + STATUS_SUFFIX
+        self._node = name
         self._lock = threading.Lock()
         self._state = "unconfigured"
         self._refusal = ""
@@ -31,15 +48,25 @@ class NodeStatus:
         """Start counting from zero: the node has become active."""
         with self._lock:
             self._begun_s = time.monotonic()
-            self._received = self._processed = self._stale = self._failed = self._accepted = self._rejected = self._published = 0
-            self._clock_resets = 0
+            self._cameras: dict[str, CameraStatus] = {}
+            self._counts = dict.fromkeys(
+                (
+                    "accepted", "rejected", "published", "session_accepted", "session_published", "session_keyframes",
+                    "localisations", "odometry_received", "odometry_refused", "odometry_restarts", "clock_resets",
+                ),
+                0,
+            )  # fmt: skip
+            self._words = dict.fromkeys(
+                (
+                    "last_reason", "last_accept_reason", "last_reject_reason", "last_session_reason", "last_skip_reason",
+                    "last_localisation", "odometry_fault", "held_back",
+                ),
+                "",
+            )  # fmt: skip
             self._latencies_s: deque[float] = deque(maxlen=_WINDOW)
             self._finished_s: deque[float] = deque(maxlen=_WINDOW)
-            self._received_s: float | None = None
-            self._image_age_s: float | None = None
-            self._last_reason = self._accept_reason = self._reject_reason = ""
-            self._skip_reason = ""
             self._skipped_since_report: str | None = None
+            self._odometry_fault_since_report = ""
 
     def entered(self, state: str, refusal: str = "") -> None:
         """The lifecycle state has changed, or stayed because a transition was refused for this reason."""
@@ -51,96 +78,162 @@ class NodeStatus:
         with self._lock:
             self._identity = dict(identity)
 
-    def received(self) -> None:
-        """A frame has come in."""
+    def received(self, camera: str = "", *, ignored: bool = False) -> None:
+        """A frame has come in; `ignored` where matching is disabled."""
         with self._lock:
-            self._received += 1
-            self._received_s = time.monotonic()
+            counts = self._camera(camera)
+            counts.received += 1
+            counts.received_s = time.monotonic()
+            counts.ignored += ignored
 
-    def stale(self, reason: str) -> None:
+    def stale(self, camera: str, reason: str) -> None:
         """A frame was dropped because of its stamp."""
         with self._lock:
-            self._stale += 1
-            self._skip_reason = self._skipped_since_report = reason
+            self._camera(camera).stale += 1
+            self._skipped(camera, reason)
 
-    def failed(self, reason: str) -> None:
+    def failed(self, camera: str, reason: str) -> None:
         """A frame was skipped because of an error."""
         with self._lock:
-            self._failed += 1
-            self._skip_reason = self._skipped_since_report = reason
+            self._camera(camera).failed += 1
+            self._skipped(camera, reason)
 
-    def decided(self, *, accepted: bool, published: bool, reason: str, latency_s: float, image_age_s: float | None) -> None:
-        """A frame has been matched and published; `latency_s` counts from its arrival."""
+    def decided(
+        self,
+        camera: str,
+        recognition: Recognition,
+        *,
+        prior_reason: str,
+        session_reason: str,
+        published: bool,
+        session_published: bool,
+        session_keyframes: int,
+        held_back: str,
+        no_odometry: str,
+        latency_s: float,
+        image_age_s: float | None,
+    ) -> None:
+        """A frame has been matched and its answer published; `latency_s` counts from its arrival."""
+        prior, session = recognition.prior, recognition.session
         with self._lock:
-            self._processed += 1
-            self._published += published
-            if accepted:
-                self._accepted += 1
-                self._accept_reason = reason
-            else:
-                self._rejected += 1
-                self._reject_reason = reason
-            self._last_reason = ("accepted: " if accepted else "rejected: ") + reason
+            self._camera(camera).processed += 1
+            self._camera(camera).image_age_s = image_age_s
+            self._counts["published"] += published
+            self._counts["session_published"] += session_published
+            self._counts["session_keyframes"] = session_keyframes
+            if prior is not None:
+                self._counts["accepted" if prior.accepted else "rejected"] += 1
+                self._words["last_accept_reason" if prior.accepted else "last_reject_reason"] = prior_reason
+                self._words["last_reason"] = _decision(prior.accepted, prior_reason)
+            if session is not None:
+                self._counts["session_accepted"] += session.accepted
+                self._words["last_session_reason"] = _decision(session.accepted, session_reason)
+            self._words["held_back"] = held_back
+            if self._counts["odometry_received"]:  # before the first message nothing is wrong, unless an output needs it
+                self._words["odometry_fault"] = no_odometry
             self._latencies_s.append(latency_s)
             self._finished_s.append(time.monotonic())
-            self._image_age_s = image_age_s
+
+    def localised(self, reason: str) -> None:
+        """An initial pose was published."""
+        with self._lock:
+            self._counts["localisations"] += 1
+            self._words["last_localisation"] = reason
+
+    def odometry_received(self) -> None:
+        """A good odometry message has come in."""
+        with self._lock:
+            self._counts["odometry_received"] += 1
+
+    def odometry_refused(self, reason: str) -> None:
+        """An odometry message was left out."""
+        with self._lock:
+            self._counts["odometry_refused"] += 1
+            self._odometry_fault_since_report = self._words["odometry_fault"] = reason
+
+    def odometry_restarted(self, reason: str) -> None:
+        """Odometry has begun anew."""
+        with self._lock:
+            self._counts["odometry_restarts"] += 1
+            self._odometry_fault_since_report = self._words["odometry_fault"] = reason
 
     def clock_jumped_back(self) -> None:
         """The buffers were cleared because the clock went back."""
         with self._lock:
-            self._clock_resets += 1
+            self._counts["clock_resets"] += 1
 
-    def report(self, *, topic: str, publishers: int, superseded: int, rate_limited: int) -> DiagnosticStatus:
-        """The status to publish now.
-
-        Args:
-            topic: resolved name of the image topic.
-            publishers: how many publishers that topic has.
-            superseded: frames that a newer one replaced while another was in work.
-            rate_limited: frames left out to keep to the rate.
-        """
+    def report(self, view: NodeView) -> list[DiagnosticStatus]:
+        """The statuses to publish now: the node's, and one for each camera."""
         with self._lock:
-            level, message = self._summary(topic, publishers)
-            self._skipped_since_report = None
+            level, message = self._summary(view)
+            cameras = [
+                self._camera(n).report(f"{self._node}{CAMERA_SUFFIX}{n or 'image'}", v, self._state, self._begun_s)
+                for n, v in view.cameras.items()
+            ]
+            self._skipped_since_report, self._odometry_fault_since_report = None, ""
+            counts = [self._camera(name) for name in view.cameras]
+            ages = [c.image_age_s for c in counts if c.image_age_s is not None]
+            topics = ", ".join(camera.topic for camera in view.cameras.values())
             values = {
                 "state": self._state,
+                "enabled": str(view.enabled).lower(),
                 **self._identity,
-                "image_topic": topic,
-                "image_publishers": publishers,
-                "frames_received": self._received,
-                "frames_processed": self._processed,
-                "frames_dropped": superseded,
-                "frames_rate_limited": rate_limited,
-                "frames_stale": self._stale,
-                "frames_failed": self._failed,
-                "accepted": self._accepted,
-                "rejected": self._rejected,
-                "published": self._published,
+                "image_topic": topics,
+                "image_publishers": sum(camera.publishers for camera in view.cameras.values()),
+                "frames_received": sum(c.received for c in counts),
+                "frames_ignored": sum(c.ignored for c in counts),
+                "frames_processed": sum(c.processed for c in counts),
+                "frames_dropped": sum(camera.superseded for camera in view.cameras.values()),
+                "frames_rate_limited": sum(camera.rate_limited for camera in view.cameras.values()),
+                "frames_stale": sum(c.stale for c in counts),
+                "frames_failed": sum(c.failed for c in counts),
                 "rate_hz": f"{self._rate_hz():.2f}",
                 "latency_ms_p50": self._latency_ms(50),
                 "latency_ms_p95": self._latency_ms(95),
-                "image_age_s": "" if self._image_age_s is None else f"{self._image_age_s:.3f}",
-                "clock_resets": self._clock_resets,
-                "last_reason": self._last_reason,
-                "last_accept_reason": self._accept_reason,
-                "last_reject_reason": self._reject_reason,
-                "last_skip_reason": self._skip_reason,
+                "image_age_s": f"{max(ages):.3f}" if ages else "",
+                "odometry_topic": view.odometry_topic,
+                "odometry_publishers": view.odometry_publishers,
+                **self._counts,
+                "waiting_for": view.waiting_for,
+                "qos_faults": "; ".join(view.qos_faults),
+                **self._words,
             }
-        pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
-        return DiagnosticStatus(level=level, name=self._name, message=message, hardware_id=topic, values=pairs)
+        return [status(level, self._node + STATUS_SUFFIX, message, topics, values), *cameras]
 
-    def _summary(self, topic: str, publishers: int) -> tuple[bytes, str]:
+    def _camera(self, name: str) -> CameraStatus:
+        return self._cameras.setdefault(name, CameraStatus())
+
+    def _skipped(self, camera: str, reason: str) -> None:
+        self._camera(camera).skip_reason = reason
+        self._words["last_skip_reason"] = self._skipped_since_report = f"camera {camera}: {reason}" if camera else reason
+
+    def _summary(self, view: NodeView) -> tuple[bytes, str]:
         if self._refusal:
             return DiagnosticStatus.ERROR, self._refusal
         if self._state != "active":
             return DiagnosticStatus.WARN, f"{self._state}: frames are not matched"
-        if self._skipped_since_report is not None:
-            return DiagnosticStatus.WARN, f"frame skipped: {self._skipped_since_report}"
-        silent_s = time.monotonic() - (self._begun_s if self._received_s is None else self._received_s)
-        if silent_s > _SILENCE_S:
-            who = "nobody publishes it" if publishers == 0 else f"{publishers} publishers offer it"
-            return DiagnosticStatus.WARN, f"no image on {topic} for {silent_s:.0f} s; {who}"
-        return DiagnosticStatus.OK, self._last_reason or f"waiting for the first image on {topic}"
+        if not view.enabled:
+            return DiagnosticStatus.WARN, "matching is disabled; call ~/enable with true"
+        faults = [
+            f"frame skipped: {self._skipped_since_report}" if self._skipped_since_report is not None else "",
+            *view.qos_faults,
+            *(self._camera(name).silence(camera, self._begun_s) for name, camera in view.cameras.items()),
+            f"initialpose is held back: {self._words['held_back']}" if self._words["held_back"] else "",
+            self._odometry_fault_since_report or self._words["odometry_fault"],
+            self._missing_odometry(view),
+        ]
+        found = [fault for fault in faults if fault]
+        if found:
+            return DiagnosticStatus.WARN, "; ".join(found)
+        reason = self._words["last_reason"] or self._words["last_session_reason"]
+        topics = ", ".join(camera.topic for camera in view.cameras.values())
+        return DiagnosticStatus.OK, reason or f"waiting for the first image on {topics}"
+
+    def _missing_odometry(self, view: NodeView) -> str:
+        if not view.needs_odometry or self._counts["odometry_received"] or time.monotonic() - self._begun_s <= SILENCE_S:
+            return ""
+        who = "nobody publishes it" if view.odometry_publishers == 0 else f"{view.odometry_publishers} publishers offer it"
+        return f"no odometry on {view.odometry_topic}, which {view.needs_odometry} needs; {who}"
 
     def _rate_hz(self) -> float:
         """Frames finished in the last seconds, per second."""
@@ -150,3 +243,7 @@ class NodeStatus:
 
     def _latency_ms(self, percentile: float) -> str:
         return f"{np.percentile(self._latencies_s, percentile) * 1e3:.2f}" if self._latencies_s else ""
+
+
+def _decision(accepted: bool, reason: str) -> str:
+    return ("accepted: " if accepted else "rejected: ") + reason

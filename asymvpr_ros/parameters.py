@@ -14,13 +14,21 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from asymvpr_core.config import MatcherSettings, NodeSettings, RuntimeSettings, Settings, is_yaml_off
+from asymvpr_core.config import MatcherSettings, NodeSettings, RuntimeSettings, SessionSettings, Settings, is_yaml_off
 from asymvpr_core.errors import AsymvprError, SettingsError
 from asymvpr_core.settings_files import make_settings
 
-GROUPS: tuple[type[Settings], ...] = (NodeSettings, MatcherSettings, RuntimeSettings)
+GROUPS: tuple[type[Settings], ...] = (NodeSettings, MatcherSettings, SessionSettings, RuntimeSettings)
 # What may change while the node is configured; all else is read once, when it configures.
-LIVE = frozenset(MatcherSettings.model_fields) | {"max_rate_hz", "max_image_age_s", "cooldown_s"}
+_LIVE_IN_NODE = {"max_rate_hz", "max_image_age_s", "max_odom_gap_s", "cooldown_s", "relocalisation_distance_m", "relocalisation_yaw_deg"}
+# May change as well, and is read when its service is called.
+ON_CALL = {"gallery_path": "~/load_gallery", "session_path": "~/save_session"}
+LIVE = (
+    frozenset(MatcherSettings.model_fields)
+    | (frozenset(SessionSettings.model_fields) - {"session_gallery"})
+    | frozenset(_LIVE_IN_NODE)
+    | frozenset(ON_CALL)
+)
 _TYPES = {bool: Parameter.Type.BOOL, int: Parameter.Type.INTEGER, float: Parameter.Type.DOUBLE, str: Parameter.Type.STRING}
 
 
@@ -30,6 +38,7 @@ class ResolvedSettings:
 
     node: NodeSettings
     matcher: MatcherSettings
+    session: SessionSettings
     runtime: RuntimeSettings
 
 
@@ -57,10 +66,10 @@ class NodeParameters:
         node.add_post_set_parameters_callback(self._changed)
 
     def _values(self) -> dict[str, Any]:
-        return {name: self._node.get_parameter(name).value for name in fields()}
+        return {name: _value(self._node.get_parameter(name)) for name in fields()}
 
     def _veto(self, parameters: list[Parameter]) -> SetParametersResult:
-        ours = {p.name: p.value for p in parameters if p.name in fields()}
+        ours = {p.name: _value(p) for p in parameters if p.name in fields()}
         for name in ours:
             if self.configured and name not in LIVE:
                 reason = f"'{name}' is read when the node configures; deactivate and clean up the node, then set it"
@@ -98,15 +107,25 @@ def parameter_type(field: FieldInfo) -> Parameter.Type:
     return _TYPES[annotation]  # type: ignore[index]
 
 
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """The values that a field, or each element of it, may have; empty where they are not listed."""
+    annotation = field.annotation
+    if get_origin(annotation) is tuple:
+        annotation = get_args(annotation)[0]
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
 def descriptor_of(name: str, field: FieldInfo) -> ParameterDescriptor:
     """Descriptor with the description, the range and, where ROS has no range for it, the constraint in words."""
     kind = parameter_type(field)
     descriptor = ParameterDescriptor(name=name, type=kind.value, description=field.description or "")
     constraints = [] if name in LIVE else ["read when the node configures"]
-    if get_origin(field.annotation) is Literal:
-        constraints.append("one of: " + ", ".join(get_args(field.annotation)))
+    if name in ON_CALL:
+        constraints.append(f"read by {ON_CALL[name]}" + (" and when the node configures" if name == "gallery_path" else ""))
+    if choices := choices_of(field):
+        constraints.append(("each " if kind is Parameter.Type.STRING_ARRAY else "") + "one of: " + ", ".join(choices))
     low, high = None, None
-    for limit in field.metadata:
+    for limit in () if kind is Parameter.Type.STRING_ARRAY else field.metadata:
         if isinstance(limit, (Ge, Gt)):
             low = limit.ge if isinstance(limit, Ge) else limit.gt
         if isinstance(limit, (Le, Lt)):
@@ -131,6 +150,11 @@ def _read_off(parameters: list[Parameter]) -> list[Parameter]:
     """The parameters, with "off" in place of the false that ROS makes of `-p sequence:=off`."""
     known = fields()
     return [Parameter(p.name, value="off") if p.name in known and is_yaml_off(known[p.name], p.value) else p for p in parameters]
+
+
+def _value(parameter: Parameter) -> Any:
+    """The value as the settings want it: an array as a tuple."""
+    return tuple(parameter.value) if parameter.type_ is Parameter.Type.STRING_ARRAY else parameter.value
 
 
 def _declare(node: Node, name: str, field: FieldInfo, given: Parameter | None) -> None:

@@ -1,7 +1,8 @@
 """The place-recognition node: live camera frames in, place-match poses and loop closures out.
 
-A lifecycle node that configures and activates by itself unless `autostart` is false. It
-translates messages and owns parameters, timing and diagnostics; the algorithm is
+A lifecycle node that configures and activates by itself unless `autostart` is false. It owns the
+lifecycle, the parameters and the diagnostics; `inputs.py` listens, `frame_pipeline.py` takes each
+frame through, `outputs/` says what comes out, and the algorithm is
 `asymvpr_core.retrieval.recogniser`. See docs/ros_interface.md.
 """
 
@@ -9,10 +10,8 @@ from __future__ import annotations
 
 import functools
 import sys
-import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import rclpy
@@ -22,26 +21,24 @@ from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.logging import get_logger
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from asymvpr_core.errors import AsymvprError
-from asymvpr_core.retrieval.matcher import Matcher
-from asymvpr_core.retrieval.recogniser import PlaceRecogniser
-from asymvpr_ros.conversions import cv_bridge_works, rgb_of, stamp_ns
-from asymvpr_ros.diagnostics import NodeStatus
-from asymvpr_ros.frame_age import age_s, fault_of_stamp
-from asymvpr_ros.frame_worker import Frame, FrameWorker
-from asymvpr_ros.outputs import Answer, Output, destroy_outputs, make_outputs
+from asymvpr_ros.configuration import identity, open_recogniser, refusal
+from asymvpr_ros.diagnostics import CameraView, NodeStatus, NodeView
+from asymvpr_ros.frame_pipeline import FramePipeline
+from asymvpr_ros.frame_worker import Frame
+from asymvpr_ros.inputs import ODOMETRY, Inputs, image_topic
+from asymvpr_ros.outputs import TransformOutput, destroy_outputs, make_outputs
 from asymvpr_ros.parameters import NodeParameters, ResolvedSettings
+from asymvpr_ros.qos import QosFaults
+from asymvpr_ros.services import Services
 from asymvpr_ros.shutdown import spin_until, start_ros
 
 _REPORT_PERIOD_S = 1.0
-_WARNING_PERIOD_S = 5.0
+# tf2 forgets after ten seconds; ten times a second lets listeners interpolate without a visible lag.
+_TF_PERIOD_S = 0.1
 Transition = Callable[["PlaceRecognitionNode", LifecycleState], TransitionCallbackReturn]
-_TRANSPORTS: dict[str, tuple[str, Any]] = {"raw": ("image", Image), "compressed": ("image/compressed", CompressedImage)}
 
 
 def _reports_faults(transition: Transition) -> Transition:
@@ -60,7 +57,7 @@ def _reports_faults(transition: Transition) -> Transition:
 
 
 class PlaceRecognitionNode(LifecycleNode):
-    """Matches the frames of one camera against a gallery.
+    """Matches the frames of one or more cameras against a prior gallery, the session's own keyframes, or both.
 
     Raises:
         SettingsError: a parameter given at start is unknown, of the wrong type or out of range.
@@ -68,20 +65,24 @@ class PlaceRecognitionNode(LifecycleNode):
 
     def __init__(self, **node_options: Any):
         super().__init__("place_recognition", **node_options)
-        self._recogniser: PlaceRecogniser | None = None
-        self._worker: FrameWorker | None = None
-        self._outputs: list[Output] = []
-        self._subscription: Any = None
-        self._map_frame = ""
+        self._pipeline: FramePipeline | None = None
+        self._inputs: Inputs | None = None
         self._fault = ""
-        self._announced_ns: int | None = None
         self._status = NodeStatus(self.get_fully_qualified_name())
+        self._qos_faults = QosFaults(self.get_logger().warning)
         self._settings = NodeParameters(self, check=self._check_settings, apply=self._apply_settings)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        # A steady clock: diagnostics must come even when simulated time stands still.
-        self._report_timer = self.create_timer(_REPORT_PERIOD_S, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        # Steady clocks: diagnostics must come even when simulated time stands still.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._report_timer = self.create_timer(_REPORT_PERIOD_S, self._report, clock=steady)
+        self._tf_timer = self.create_timer(_TF_PERIOD_S, self._repeat_transform, clock=steady)
+        self._tf_timer.cancel()  # until the node is active
         backwards = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
         self._jump_handle = self.get_clock().create_jump_callback(backwards, post_callback=self._on_clock_jump)
+        # Not "_services": rclpy keeps its own there.
+        self._own_services = Services(
+            self, pipeline=lambda: self._pipeline, settings=lambda: self._settings.resolved, reloaded=self._identify
+        )
 
     @property
     def autostart(self) -> bool:
@@ -97,55 +98,34 @@ class PlaceRecognitionNode(LifecycleNode):
 
     @_reports_faults
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Open gallery and model; a refusal keeps its reason in log and diagnostics."""
+        """Open gallery and model, make the publishers; a refusal keeps its reason in log and diagnostics."""
         settings = self._settings.resolved
-        for name in ("gallery_path", "model_path"):
-            if not getattr(settings.node, name):  # an empty path would mean the working directory
-                return self._refuse(f"parameter '{name}' is not set; give the folder with '-p {name}:=DIR' or in the parameter file")
+        if reason := refusal(settings):
+            return self._refuse(reason)
         try:
-            recogniser = PlaceRecogniser.open(
-                Path(settings.node.gallery_path), Path(settings.node.model_path), settings.matcher, settings.runtime
-            )
+            recogniser = open_recogniser(settings)
+            outputs = make_outputs(self, self._qos_faults, settings.node.outputs, transform=settings.node.publish_tf)
         except (AsymvprError, OSError) as error:  # OSError: no permission, a broken disk
             return self._refuse(str(error))
-        self._recogniser = recogniser
-        self._map_frame = settings.node.map_frame or recogniser.gallery.map_frame
-        self._outputs = make_outputs(self)
+        self._pipeline = FramePipeline(self, recogniser, outputs, lambda: self._settings.resolved, self._status)
         self._settings.configured = True
-        identity = recogniser.gallery.manifest.gallery_network
-        self._status.identify(
-            {
-                "pair_id": identity.pair_id,
-                "gallery": str(recogniser.gallery.path),
-                "gallery_network": identity.name,
-                "gallery_keyframes": str(len(recogniser.gallery)),
-                "model": str(recogniser.model.path),
-                "map_frame": self._map_frame,
-                "image_conversion": "cv_bridge" if cv_bridge_works() else "asymvpr_core",
-            }
-        )
+        self._identify()
         self._status.entered("inactive")
-        self.get_logger().info(
-            f"gallery {recogniser.gallery.path}: {len(recogniser.gallery)} keyframes in frame '{self._map_frame}', network {identity}"
-        )
         return super().on_configure(state)
 
     @_reports_faults
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Listen to the camera."""
+        """Listen to the cameras."""
+        assert self._pipeline is not None  # the lifecycle activates only what is configured
         result = super().on_activate(state)  # the publishers first: the first frame may come at once
-        settings = self._settings.resolved.node
-        self._announced_ns = None
         self._status.begin_run()
-        self._worker = FrameWorker(self._process, self._forget_frames, settings.max_rate_hz)
-        self._worker.start()
-        topic, message_type = _TRANSPORTS[settings.transport]
-        newest_only = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._subscription = self.create_subscription(
-            message_type, topic, self._on_image, newest_only, qos_overriding_options=QoSOverridingOptions.with_default_policies()
-        )
+        self._inputs = Inputs(self, self._settings.resolved.node, self._status, self._qos_faults, self)
+        self._pipeline.start(self._inputs)
+        self._inputs.start()
+        if self._settings.resolved.node.publish_tf:
+            self._tf_timer.reset()
         self._status.entered("active")
-        self.get_logger().info(f"listening to {self._subscription.topic_name}")
+        self.get_logger().info(f"listening to {', '.join(self._inputs.topics.values())}")
         return result
 
     @_reports_faults
@@ -179,8 +159,9 @@ class PlaceRecognitionNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """End the worker thread and destroy the node."""
+        """End the threads and destroy the node."""
         self._stop_listening()
+        self._own_services.close()
         self._release()
         self.destroy_node()
 
@@ -191,110 +172,91 @@ class PlaceRecognitionNode(LifecycleNode):
         return TransitionCallbackReturn.FAILURE
 
     def _stop_listening(self) -> None:
-        if self._subscription is not None:
-            self.destroy_subscription(self._subscription)
-            self._subscription = None
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
+        self._tf_timer.cancel()
+        if self._inputs is not None:
+            self._inputs.stop()
+        if self._pipeline is not None:
+            self._pipeline.stop()
+        self._inputs = None
 
     def _release(self) -> None:
-        destroy_outputs(self, self._outputs)
-        self._outputs, self._recogniser = [], None
+        if self._pipeline is not None:
+            destroy_outputs(self, self._pipeline.outputs)
+        self._pipeline = None
         self._settings.configured = False
+        self._qos_faults.clear()
         self._status.identify({})
 
-    # Frames
+    def _identify(self) -> None:
+        """Tell log and diagnostics which gallery and model are in use."""
+        if self._pipeline is not None:
+            recogniser, map_frame = self._pipeline.recogniser, self._pipeline.map_frame
+            self._status.identify(identity(recogniser, map_frame))
+            gallery = recogniser.gallery
+            what = "no prior gallery" if gallery is None else f"gallery {gallery.path}: {len(gallery)} keyframes in frame '{map_frame}'"
+            self.get_logger().info(f"{what}, network {recogniser.model.manifest.gallery_network}")
 
-    def _on_image(self, message: Image | CompressedImage) -> None:
-        self._status.received()
-        if self._worker is not None:
-            self._worker.submit(Frame(message, time.monotonic()))
+    # What the inputs say
 
-    def _process(self, frame: Frame) -> None:
-        """Match one frame and publish the answer; runs in the worker's thread and never raises."""
-        stamp = stamp_ns(frame.message.header.stamp)
-        reason = fault_of_stamp(stamp, self._now_ns(), self._settings.resolved.node.max_image_age_s)
-        if reason is not None:
-            self._status.stale(reason)
-            self.get_logger().warning(f"frame skipped: {reason}", throttle_duration_sec=_WARNING_PERIOD_S)
-            return
-        try:
-            self._match(frame, stamp)
-        except AsymvprError as error:
-            self._status.failed(str(error))
-            self.get_logger().warning(f"frame skipped: {error}", throttle_duration_sec=_WARNING_PERIOD_S)
-        except Exception as error:  # one frame must not end the robot's localisation
-            self._status.failed(f"unexpected {type(error).__name__}: {error}")
-            self.get_logger().error(f"frame skipped:\n{traceback.format_exc()}", throttle_duration_sec=_WARNING_PERIOD_S)
+    def on_frame(self, frame: Frame) -> None:
+        """A camera has sent an image."""
+        if self._pipeline is not None:
+            self._pipeline.submit(frame)
 
-    def _match(self, frame: Frame, stamp: int) -> None:
-        assert self._recogniser is not None  # the worker lives only while the node is configured
-        result = self._recogniser.process(rgb_of(frame.message), stamp)
-        closure = self._recogniser.loop_closure(result) if result.accepted else None
-        cooling_s = self._cooling_s(stamp) if result.accepted else 0.0
-        announce = result.accepted and cooling_s <= 0
-        if announce:
-            self._announced_ns = stamp
-        answer = Answer(result, closure, self._map_frame, announce)
-        for output in self._outputs:
-            output.publish(answer)
-        reason = result.reason + (f"; not published, cooldown for {cooling_s:.2f} s more" if cooling_s > 0 else "")
-        self._status.decided(
-            accepted=result.accepted,
-            published=announce,
-            reason=reason,
-            latency_s=time.monotonic() - frame.received_s,
-            image_age_s=age_s(stamp, self._now_ns()),
-        )
-        self.get_logger().debug(f"frame {stamp}: {'accepted' if result.accepted else 'rejected'}: {reason}")
-
-    def _now_ns(self) -> int:
-        return self.get_clock().now().nanoseconds
-
-    def _cooling_s(self, stamp: int) -> float:
-        """Seconds that are left of the cooldown, by image stamps; 0 or less when it is over."""
-        if self._announced_ns is None or stamp < self._announced_ns:
-            return 0.0
-        return self._settings.resolved.node.cooldown_s - (stamp - self._announced_ns) / 1e9
-
-    def _forget_frames(self) -> None:
-        """Clear what earlier frames left; runs in the worker's thread, between two frames."""
-        self._announced_ns = None
-        if self._recogniser is not None:
-            self._recogniser.reset()
+    def on_trigger(self, reason: str) -> None:
+        """Somebody wants the next match, whatever the cooldown."""
+        if self._pipeline is not None:
+            self._pipeline.events.trigger(reason)
+            self.get_logger().info(f"the next confident match is awaited by {reason}")
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
-        if self._worker is None:
+        if self._pipeline is None or self._pipeline.worker is None or self._inputs is None:
             return
-        self._worker.request_reset()
+        self._inputs.odometry.clear()
+        self._pipeline.worker.request_reset()
         self._status.clock_jumped_back()
-        self.get_logger().warning("the clock went back or changed its source; frames seen so far are forgotten")
+        self.get_logger().warning("the clock went back or changed its source; frames and odometry seen so far are forgotten")
 
     # Settings and diagnostics
 
     def _check_settings(self, settings: ResolvedSettings) -> None:
-        if self._recogniser is not None:
-            Matcher(self._recogniser.gallery, self._recogniser.index, settings.matcher)
+        if self._pipeline is not None:
+            self._pipeline.recogniser.check_settings(settings.matcher, settings.session)
 
     def _apply_settings(self, settings: ResolvedSettings) -> None:
-        if self._recogniser is not None and self._recogniser.matcher.settings != settings.matcher:
-            # Safe beside the worker's thread: one assignment, and a frame sees the old matcher or the new one.
-            self._recogniser.change_settings(settings.matcher)
-        if self._worker is not None:
-            self._worker.max_rate_hz = settings.node.max_rate_hz
+        if self._inputs is not None:
+            self._inputs.odometry.max_gap_s = settings.node.max_odom_gap_s
+        if self._pipeline is not None:
+            self._pipeline.change_settings(settings)
+
+    def _repeat_transform(self) -> None:
+        for output in self._pipeline.outputs if self._pipeline is not None else ():
+            if isinstance(output, TransformOutput):
+                output.repeat(self.get_clock().now().nanoseconds)
 
     def _report(self) -> None:
-        topic = self.resolve_topic_name(_TRANSPORTS[self._settings.resolved.node.transport][0])
-        worker = self._worker
-        status = self._status.report(
-            topic=topic,
-            publishers=self.count_publishers(topic),
-            superseded=0 if worker is None else worker.superseded,
-            rate_limited=0 if worker is None else worker.rate_limited,
-        )
+        statuses = self._status.report(self._view())
         now = self.get_clock().now().to_msg()
-        self._diagnostics.publish(DiagnosticArray(header=Header(stamp=now), status=[status]))
+        self._diagnostics.publish(DiagnosticArray(header=Header(stamp=now), status=statuses))
+
+    def _view(self) -> NodeView:
+        settings, pipeline = self._settings.resolved.node, self._pipeline
+        worker = pipeline.worker if pipeline is not None else None
+        faults, cameras = self._qos_faults.reasons(self), {}
+        for name in settings.camera_names:
+            topic = self.resolve_topic_name(image_topic(name, settings.transport))
+            dropped = (0, 0) if worker is None else (worker.superseded[name], worker.rate_limited[name])
+            cameras[name] = CameraView(topic, self.count_publishers(topic), *dropped, qos_fault=faults.get(topic, ""))
+        odometry = self.resolve_topic_name(ODOMETRY)
+        return NodeView(
+            cameras,
+            odometry,
+            self.count_publishers(odometry),
+            needs_odometry=", ".join(output.topic for output in pipeline.outputs if output.needs_odometry) if pipeline is not None else "",
+            enabled=pipeline is None or pipeline.enabled,
+            waiting_for=pipeline.events.asked if pipeline is not None else "",
+            qos_faults=list(faults.values()),
+        )
 
 
 def main(args: list[str] | None = None) -> int:

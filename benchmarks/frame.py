@@ -30,8 +30,9 @@ from made_up import clustered_rows, jpeg, made_up_gallery, made_up_model, pictur
 from PIL import Image as PillowImage
 from record import Record, interleaved, spread
 
-from asymvpr_core.config import MatcherSettings, RuntimeSettings
+from asymvpr_core.config import IndexSettings, MatcherSettings, RuntimeSettings
 from asymvpr_core.image_decoding import decode_image
+from asymvpr_core.retrieval.building import index_gallery
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
 from asymvpr_core.types import QueryFrame
 
@@ -88,7 +89,7 @@ def through_the_core(model: Path, gallery: Path, options: argparse.Namespace) ->
     recogniser = PlaceRecogniser.open(gallery, model, MatcherSettings(), RuntimeSettings(threads=1))
     image = picture(0, WIDTH, HEIGHT)
     data, stamps = jpeg(image), iter(range(10**9, 10**15, 10**8))
-    inputs = recogniser.model.preprocess(image)[None]
+    inputs = recogniser.model.preprocess.resize(image)[None]
     starts = range(0, options.keyframes, 1024)
     rows = np.concatenate([clustered_rows(min(1024, options.keyframes - start), options.dimension, start) for start in starts])
     script = eager_torch(options.network, options.dimension, model.with_name("model_run"), rows)
@@ -181,6 +182,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         model = made_up_model(Path(work) / "model", options.network, options.dimension)
         gallery = made_up_gallery(Path(work) / "gallery", options.keyframes, options.dimension)
+        index_gallery(gallery, IndexSettings())
         found = through_the_core(model, gallery, options)
         bare, raw, compressed, plain = (statistics.median(values) for values in found.values())
         record.table(

@@ -20,6 +20,9 @@ from pathlib import Path
 from made_up import clustered_rows, made_up_gallery
 from record import Record, child_json
 
+from asymvpr_core.config import IndexSettings
+from asymvpr_core.retrieval.building import index_gallery
+
 
 def memory_mb() -> tuple[float, float]:
     """(private, all) resident memory of this process."""
@@ -31,21 +34,22 @@ def memory_mb() -> tuple[float, float]:
 def measure(path: Path, queries: int) -> dict[str, float]:
     """Open the gallery in this process and match descriptors against it."""
     from asymvpr_core.config import MatcherSettings
-    from asymvpr_core.gallery.store import INDEX, Gallery
-    from asymvpr_core.retrieval.index import read_index
+    from asymvpr_core.gallery.store import Gallery
+    from asymvpr_core.retrieval.gallery_index import open_index
     from asymvpr_core.retrieval.matcher import Matcher
+    from asymvpr_core.types import QueryFrame
 
     before = memory_mb()
     begin = time.perf_counter()
-    gallery = Gallery.open(path)
-    matcher = Matcher(gallery, read_index(path / INDEX), MatcherSettings())
+    gallery = Gallery.open(path, verify="auto")
+    matcher = Matcher(gallery, open_index(gallery), MatcherSettings())
     open_s = time.perf_counter() - begin
     opened = memory_mb()
     asked = clustered_rows(queries + 1, gallery.descriptors.shape[1], seed=1)
     seconds = []
     for number, query in enumerate(asked):
         begin = time.perf_counter()
-        matcher.match(query, (number + 1) * 10**8)
+        matcher.match(query, QueryFrame((number + 1) * 10**8))
         seconds.append(time.perf_counter() - begin)
     after = memory_mb()
     return {
@@ -80,6 +84,7 @@ def main() -> int:
                 continue
             with tempfile.TemporaryDirectory() as work:
                 path = made_up_gallery(Path(work) / "gallery", count, dimension)
+                index_gallery(path, IndexSettings())
                 command = [sys.executable, __file__, "--measure", str(path), "--queries", str(options.queries)]
                 result = child_json(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             found[dimension].append(result | {"rows": count})

@@ -57,17 +57,13 @@ def clustered_rows(count: int, dimension: int, seed: int = 0) -> np.ndarray:
 
 
 def made_up_gallery(path: Path, count: int, dimension: int, dtype: str = "float16") -> Path:
-    """A gallery artefact of `count` keyframes along a road, written block by block; its index is built by the package."""
-    from asymvpr_core.gallery.store import INDEX
-    from asymvpr_core.retrieval.index import build_index, write_index
-
+    """A gallery artefact of `count` keyframes along a road, written block by block, without an index file."""
     keyframes = [Keyframe(name=f"{i:07d}.jpg", pose=Pose.from_xy_yaw(_SPACING_M * i, 0.0, 0.0), heading_deg=90.0) for i in range(count)]
     with new_folder(path) as folder:
         rows = np.lib.format.open_memmap(folder / DESCRIPTORS, mode="w+", dtype=dtype, shape=(count, dimension))
         for start in range(0, count, _BLOCK):
             rows[start : start + _BLOCK] = clustered_rows(min(_BLOCK, count - start), dimension, seed=start)
         rows.flush()
-        write_index(build_index(rows), folder / INDEX)
         write_keyframes(folder / KEYFRAMES, keyframes)
         write_manifest(
             folder, "gallery", identity(dimension), inputs={"source": "made up"}, details={"map_frame": "map", "images_in_gallery": False}

@@ -26,6 +26,9 @@ import numpy as np
 from made_up import made_up_gallery, made_up_model, picture
 from record import Record, child_json
 
+from asymvpr_core.config import IndexSettings
+from asymvpr_core.retrieval.building import index_gallery
+
 FEATURES, WORDS, VOCABULARY_FRAMES = 500, 4096, 40
 
 
@@ -115,6 +118,7 @@ def main() -> int:
         for text in options.networks:
             name, dimension = text.rsplit(":", 1)
             gallery = made_up_gallery(Path(work) / f"gallery_{name}", options.keyframes, int(dimension))
+            index_gallery(gallery, IndexSettings())
             systems[f"`{name}`, {dimension}-D"] = (str(made_up_model(Path(work) / f"model_{name}", name, int(dimension))), str(gallery))
         systems["ORB bag of words"] = ("-", "-")
         for label, (model, gallery_path) in systems.items():

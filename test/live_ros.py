@@ -20,12 +20,13 @@ import rclpy
 from conftest import REPOSITORY
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from asymvpr_ros.conversions import stamp_message
-from asymvpr_ros.diagnostics import STATUS_SUFFIX
+from asymvpr_ros.diagnostics import CAMERA_SUFFIX, STATUS_SUFFIX
 
 DEADLINE_S = 20.0
 
@@ -88,11 +89,19 @@ class Graph:
         self._executor.shutdown()
         self.node.destroy_node()
 
-    def listen(self, message_type: type, topic: str) -> list[Any]:
+    def spin(self, node: Node) -> None:
+        """Run the callbacks of a node of this process too."""
+        self._executor.add_node(node)
+
+    def leave(self, node: Node) -> None:
+        """Run the callbacks of a node no more."""
+        self._executor.remove_node(node)
+
+    def listen(self, message_type: type, topic: str, qos: QoSProfile | None = None) -> list[Any]:
         """Keep the messages of `topic`; the list that they are appended to."""
         if topic not in self._heard_types:
             self._heard_types.add(topic)
-            self.node.create_subscription(message_type, topic, self.heard[topic].append, QoSProfile(depth=200))
+            self.node.create_subscription(message_type, topic, self.heard[topic].append, qos or QoSProfile(depth=200))
         return self.heard[topic]
 
     def wait_until(self, holds: Callable[[], Any], what: str, *, meanwhile: Callable[[], None] | None = None) -> Any:
@@ -122,6 +131,15 @@ class Graph:
         """The first status that is heard from now on and for which `holds(level, message, values)`."""
         begin = len(self.statuses())
         return self.wait_until(lambda: next((s for s in self.statuses()[begin:] if holds(*s)), None), what, meanwhile=meanwhile)
+
+    def camera_statuses(self, camera: str) -> list[tuple[bytes, str, dict[str, str]]]:
+        """(level, message, values) of one camera's diagnostics so far."""
+        found = [s for array_ in self.heard["/diagnostics"] for s in array_.status if s.name.endswith(CAMERA_SUFFIX + camera)]
+        return [(status.level, status.message, {pair.key: pair.value for pair in status.values}) for status in found]
+
+    def forget_publisher(self, message_type: type, topic: str) -> None:
+        """Destroy the publisher that `publisher` gave, as a driver that dies."""
+        self.node.destroy_publisher(self._publishers.pop((topic, message_type)))
 
     def publisher(self, message_type: type, topic: str) -> Any:
         """A publisher of `topic` that has a subscriber; its first best-effort messages may still be lost."""

@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = (
     ["demo"], ["gallery", "build"], ["gallery", "info"], ["gallery", "verify"], ["bank", "build"], ["bank", "info"],
     ["bank", "neighbours"], ["train"], ["export"], ["evaluate", "recall"], ["evaluate", "pairs"],
-    ["evaluate", "bag"],
+    ["evaluate", "bag"], ["calibrate"],
     ["dataset", "info"], ["dataset", "layouts"],
 )  # fmt: skip
 
@@ -86,7 +86,9 @@ def test_help_opens_with_worked_examples():
     assert code == 0
     assert 0 < text.index("asymvpr demo --out") < text.index("Options:") < text.index("Commands:")
     listed = re.findall(r"^  (\w+) ", text[text.index("Commands:") :], re.MULTILINE)
-    assert listed == ["demo", "networks", "dataset", "gallery", "bank", "align", "train", "export", "evaluate"]
+    assert listed == [
+        "demo", "networks", "dataset", "gallery", "index", "bank", "align", "train", "export", "model", "calibrate", "evaluate",
+    ]  # fmt: skip
 
 
 def examples() -> list[str]:
@@ -237,6 +239,14 @@ def test_ground_truth_that_is_neither_file_nor_topic(street: Path, tmp_path: Pat
     arguments = ["evaluate", "bag", "bag", "--gallery", street, "--model", "m", "--out", tmp_path / "out", "--ground-truth"]
     assert "there is no file missing.tum" in misused(*arguments, "missing.tum")
     assert "there is no file /data/missing.txt" in misused(*arguments, "/data/missing.txt")
+
+
+def test_runs_side_by_side_are_named_right(street: Path, tmp_path: Path):
+    arguments = ["evaluate", "bag", "a", "b", "--gallery", street, "--model", "m", "--out", tmp_path / "out", "--ground-truth", "/pose"]
+    assert "'guess' is none of off, vote, bayes" in misused(*arguments, "--sequence", "off,guess")
+    assert "a choice is named twice" in misused(*arguments, "--sequence", "off,off")
+    assert "3 for 2 bags" in misused(*arguments, "--ground-truth", "/pose", "--ground-truth", "/pose")
+    assert "means nothing without --run" in misused("calibrate", street, "--model", "m", "--ground-truth", "/pose")
 
 
 def test_a_missing_bag_is_one_line(street: Path, tmp_path: Path):
@@ -397,3 +407,22 @@ def test_a_closed_pipe_is_silent(street: Path):
     finally:
         os.close(write_end)
     assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_calibrate_and_ask_for_a_precision(revisited: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(revisited)
+    run_flags = ["--run", "live_bag", "--ground-truth", "/ground_truth/pose", "--radius-m", "1", "--sequence", "off"]
+    code, _, stderr = run("calibrate", "map", "--model", "model", *run_flags)
+    assert code == 1 and "which takes 299 accepted frames" in stderr and "12 frames" in stderr
+    few = ["--target-precision", "0.7", "--confidence", "0.9"]
+    code, stdout, stderr = run("calibrate", "map", "--model", "model", *run_flags, *few, "--out", "calibration")
+    assert code == 0, stderr
+    assert "target_precision 0.7, single frames: threshold" in stdout and "held-out thirds" in stdout
+    assert (revisited / "calibration" / "report.html").is_file()
+    assert "target_precision 0.7" in run("gallery", "info", "map")[1]
+    arguments = ["evaluate", "bag", "live_bag", "--gallery", "map", "--model", "model", "--ground-truth", "/ground_truth/pose"]
+    code, stdout, stderr = run(*arguments, "--radius-m", "1", "--target-precision", "0.7", "--sequence", "off,vote", "--out", "report")
+    assert code == 0, stderr
+    runs = json.loads((revisited / "report" / "metrics.json").read_text())["runs"]
+    assert set(runs) == {"live_bag_model_off", "live_bag_model_vote"}
+    assert runs["live_bag_model_off"]["protocol"]["matcher"]["target_precision"] == 0.7

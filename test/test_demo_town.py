@@ -242,11 +242,45 @@ def test_odometry_drifts_within_bounds():
 
 
 def test_odometry_without_errors_is_the_truth():
-    settings = TownSettings(odometry_scale_error=0, odometry_noise=0, odometry_yaw_bias_deg_s=0, odometry_yaw_noise_deg_s=0)
+    settings = TownSettings(
+        odometry_scale_error=0, odometry_distance_noise_m=0, odometry_yaw_bias_deg=0, odometry_yaw_noise_deg=0, odometry_turn_noise_deg=0
+    )
     times = np.arange(40) * 0.1
     states = np.column_stack([times, 0.2 * times**2, 0.1 * times])
     poses, _ = wheel_odometry(states, times, settings, 0)
     assert np.allclose(poses, states)
+
+
+def spread_of_odometry(step_s: float, yaw_rate: float, seeds: int = 60, **settings: float) -> tuple[float, float]:
+    """Standard deviation of way [m] and yaw [deg] after 100 m at 5 m/s, over seeds of the noise."""
+    times = np.arange(round(20 / step_s) + 1) * step_s
+    yaw = yaw_rate * times
+    steps = 5.0 * step_s * np.column_stack([np.cos(yaw[:-1]), np.sin(yaw[:-1])])
+    states = np.column_stack([np.vstack([[0, 0], np.cumsum(steps, axis=0)]), yaw])
+    ways, yaws = [], []
+    for seed in range(seeds):
+        poses, _ = wheel_odometry(states, times, TownSettings(odometry_seed=seed, **settings), 0)
+        ways.append(np.hypot(*np.diff(poses[:, :2], axis=0).T).sum())
+        yaws.append(math.degrees(poses[-1, 2]))
+    return float(np.std(ways)), float(np.std(yaws))
+
+
+def test_odometry_noise_grows_with_the_root_of_way_and_turn_whatever_the_rate():
+    for step_s in (0.05, 0.2):
+        way_m, yaw_deg = spread_of_odometry(step_s, 0.0, odometry_yaw_noise_deg=0.2, odometry_distance_noise_m=0.03)
+        assert way_m == pytest.approx(0.3, rel=0.25) and yaw_deg == pytest.approx(2.0, rel=0.25)
+    quarter_turns = math.radians(400) / 20
+    _, yaw_deg = spread_of_odometry(0.1, quarter_turns, odometry_yaw_noise_deg=0.0, odometry_turn_noise_deg=0.1)
+    assert yaw_deg == pytest.approx(2.0, rel=0.25)  # 0.1 deg times the root of 400
+
+
+def test_odometry_has_a_seed_of_its_own():
+    times = np.arange(40) * 0.1
+    states = np.column_stack([times, 0 * times, 0 * times])
+    first, same, other = (
+        wheel_odometry(states, times, TownSettings(seed=town, odometry_seed=seed), 0)[0] for town, seed in ((1, 5), (2, 5), (1, 6))
+    )
+    assert np.array_equal(first, same) and not np.allclose(first, other)
 
 
 def test_traffic_differs_between_laps_and_moves():

@@ -42,10 +42,13 @@ class Pictures:
 class Counting:
     """An encoder that counts the images that it was given; `factor` stands for other weights or code."""
 
-    preprocess, dimension = PREPROCESS, 12
+    dimension = 12
 
     def __init__(self, factor: float = 1.0):
         self.images, self.factor = 0, factor
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        return PREPROCESS(image)
 
     def encode_batch(self, inputs: np.ndarray) -> np.ndarray:
         self.images += len(inputs)
@@ -111,7 +114,7 @@ def test_a_query_model_is_known_by_model_pair_and_preprocessing(tmp_path):
     same = NamedEncoder.of_model(QueryModel.open(tmp_path / "model"), "another name to show")
     assert named.cache_identity() == same.cache_identity()  # a second run finds what the first one wrote
     wider = Preprocess(**{**PREPROCESS.model_dump(), "mean": (0.4, 0.5, 0.5)})
-    assert NamedEncoder.of_model(replace(model, preprocess=wider)).cache_identity() != named.cache_identity()
+    assert NamedEncoder.of_model(replace(model, folder=replace(model.folder, preprocess=wider))).cache_identity() != named.cache_identity()
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "foreign"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -158,14 +159,33 @@ def test_every_bag_player_command_parses(capsys: pytest.CaptureFixture[str]):
     assert set(table("bag_player", "option")) == set(re.findall(r"^ +(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
 
 
-def test_every_launch_argument_is_described():
-    tree = ast.parse((REPOSITORY / "launch" / "place_recognition.launch.py").read_text(encoding="utf-8"))
+def launch_arguments(file: str) -> set[str]:
+    """The arguments that a launch file declares."""
+    tree = ast.parse((REPOSITORY / "launch" / file).read_text(encoding="utf-8"))
     (value,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "ARGUMENTS"]
-    declared = {key.value for key in value.keys}
-    assert set(table("Launch file", "argument")) == declared
-    given = [word for words in commands_of("ros2") if words[0] == "launch" for word in words[3:]]
-    assert given
-    assert {word.partition(":=")[0] for word in given} <= declared
+    return {key.value for key in value.keys}
+
+
+def test_every_launch_argument_is_described():
+    assert set(table("Launch file", "argument")) == launch_arguments("place_recognition.launch.py")
+    assert set(table("Mapping: record for a gallery", "argument")) == launch_arguments("mapping.launch.py")
+    evaluation = section("Bag evaluation")
+    assert all(f"`{name}`" in evaluation or f"{name}:=" in evaluation for name in launch_arguments("bag_evaluation.launch.py"))
+
+
+def test_every_launch_command_has_arguments_that_exist():
+    given = [words for words in commands_of("ros2") if words[0] == "launch"]
+    assert {words[2] for words in given} == {path.name for path in (REPOSITORY / "launch").glob("*.py")}
+    for words in given:
+        assert {word.partition(":=")[0] for word in words[3:]} <= launch_arguments(words[2]), words
+
+
+def test_the_table_of_services_is_that_of_the_node():
+    pytest.importorskip("rclpy", reason="needs ROS 2")
+    source = (REPOSITORY / "asymvpr_ros" / "services.py").read_text(encoding="utf-8")
+    created = {name: f"`std_srvs/srv/{kind}`" for kind, name in re.findall(r'create_service\((\w+), "([^"]+)"', source)}
+    assert len(created) == 5
+    assert {name: cells[0] for name, cells in table("Lifecycle and services", "service").items()} == created
 
 
 def test_the_table_of_parameters_is_that_of_the_settings():
@@ -176,9 +196,12 @@ def test_the_table_of_parameters_is_that_of_the_settings():
         kind, default, allowed, live, meaning = rows[name]
         assert kind == parameters.parameter_type(field).name.lower(), name
         expected = str(field.default).lower() if isinstance(field.default, bool) else str(field.default) or '""'
+        if isinstance(field.default, tuple):  # an array: its default as in the parameter file, or a table of its own
+            assert default in (f"`{json.dumps(list(field.default))}`", "see [Out](#out)"), name
+            continue
         assert default == expected, name
         limits = [getattr(limit, bound) for limit in field.metadata for bound in ("ge", "gt", "le", "lt") if hasattr(limit, bound)]
-        assert [float(number) for number in re.findall(r"-?\d+", allowed)] == limits, name
+        assert [float(number) for number in re.findall(r"(?<!\w)-?\d+(?:\.\d+)?", allowed)] == limits, name
         assert ("greater than" in allowed) == any(hasattr(limit, "gt") for limit in field.metadata), name
         choices = re.search("one of: (.*)", parameters.descriptor_of(name, field).additional_constraints)
         assert (choices is not None and allowed == choices.group(1)) or (choices is None and not re.search("[a-z], [a-z]", allowed)), name
@@ -189,9 +212,11 @@ def test_the_table_of_parameters_is_that_of_the_settings():
 def test_the_tables_of_topics_are_those_of_the_node():
     outputs = pytest.importorskip("asymvpr_ros.outputs", reason="needs ROS 2").OUTPUTS
     from diagnostic_msgs.msg import DiagnosticArray
+    from geometry_msgs.msg import PoseWithCovarianceStamped
+    from nav_msgs.msg import Odometry
     from rosgraph_msgs.msg import Clock
 
-    from asymvpr_ros.place_recognition_node import _TRANSPORTS
+    from asymvpr_ros.inputs import _TRANSPORTS, ODOMETRY, TRIGGER_HINT
 
     def name_of(message_type: type) -> str:
         return f"`{message_type.__module__.split('.')[0]}/msg/{message_type.__name__}`"
@@ -199,9 +224,13 @@ def test_the_tables_of_topics_are_those_of_the_node():
     published = {output.topic: name_of(output.message_type) for output in outputs.values()} | {"/diagnostics": name_of(DiagnosticArray)}
     rows = table("Out", "topic")
     assert {topic: cells[0] for topic, cells in rows.items()} == published
+    from asymvpr_core.config import NodeSettings
+
     for output in outputs.values():
         assert rows[output.topic][1].endswith(f"keep last {output.depth}")
-    heard = {topic: name_of(message_type) for topic, message_type in _TRANSPORTS.values()} | {"/clock": name_of(Clock)}
+        assert (rows[output.topic][5] == "on") == (output.topic in NodeSettings().outputs)
+    heard = {topic: name_of(message_type) for topic, message_type in _TRANSPORTS.values()}
+    heard |= {ODOMETRY: name_of(Odometry), TRIGGER_HINT: name_of(PoseWithCovarianceStamped), "/clock": name_of(Clock)}
     assert {topic: cells[0] for topic, cells in table("In", "topic").items()} == heard
 
 

@@ -56,6 +56,14 @@ def test_the_live_node_answered_as_the_offline_evaluation_did(out):
     assert set(metrics["offline"]) == {"trained", "aligned", "untrained"}
 
 
+def test_the_pose_graph_heard_the_odometry_beside_the_node(out):
+    slam = json.loads((out / "metrics.json").read_text())["slam"]
+    assert slam["graph"]["odometry"] == slam["odometry"]["n_poses"] == slam["corrected"]["n_poses"] > 50  # of 79: best effort
+    assert slam["graph"]["closures_refused"] == slam["graph"]["odometry_gaps"] == 0
+    assert slam["odometry"]["rmse_m"] > 0
+    assert "What the loop closures are worth" in (out / "report.html").read_text()
+
+
 def test_the_report_is_one_file_with_pictures(out):
     html = (out / "report.html").read_text()
     assert html.count("data:image/jpeg") >= 2 and html.count("data:image/svg+xml") >= 3
@@ -81,6 +89,7 @@ def test_own_folders_go_the_same_way(tmp_path):
     assert result.live["protocol"]["radius_m"] == 25.0
     identical, compared = result.identical_candidates
     assert identical == compared > 0
+    assert result.slam is None and "no odometry topic" in result.no_slam
 
 
 def test_own_data_without_a_live_part_is_refused(tmp_path):

@@ -27,7 +27,7 @@ from asymvpr_core.evaluation.recall import evaluate_recall
 from asymvpr_core.evaluation.recorded import compare_candidates, evaluate_recorded, read_recording
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
-from asymvpr_core.types import Pose
+from asymvpr_core.types import Pose, QueryFrame
 
 LIVE_START_S = 5000
 OFF = MatcherSettings(sequence="off", score_threshold=0.8)
@@ -121,7 +121,8 @@ def test_candidates_are_those_of_the_recogniser_itself(world, tmp_path):
     result = evaluate_bag(world / "live", world / "gallery", world / "model", evaluation=NEAR, matcher=settings, out=tmp_path / "out")
     recogniser = PlaceRecogniser.open(world / "gallery", world / "model", settings)
     dataset = open_source(world / "live", source)
-    direct = [recogniser.process(image, dataset.records[i].stamp_ns) for i, image in dataset.read_images(list(range(len(dataset.records))))]
+    images = dataset.read_images(list(range(len(dataset.records))))
+    direct = [recogniser.process(image, QueryFrame(dataset.records[i].stamp_ns)).prior for i, image in images]
     assert [frame.result for frame in result.frames] == direct
     assert any(answer.accepted for answer in direct) and not all(answer.accepted for answer in direct)
 
@@ -263,7 +264,7 @@ def _recording(world) -> list[dict]:
     for i, (stamp_ns, _, picture) in enumerate(_live_frames()):
         if i in (2, 11):
             continue
-        answer = recogniser.process(picture, stamp_ns)
+        answer = recogniser.process(picture, QueryFrame(stamp_ns)).prior
         common = {"stamp_ns": stamp_ns, "received_ns": stamp_ns, "frame_id": "map"}
         poses = [_numbers(c.pose) for c in answer.candidates]
         lines.append({"topic": "place_match/candidates", **common, "poses": poses})

@@ -1,4 +1,4 @@
-"""The one-slot worker: newest wins, the rest is counted, and it ends when asked."""
+"""The worker with one slot a camera: newest wins, cameras take turns, the rest is counted, and it ends when asked."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_newest_frame_wins_and_the_others_are_counted(gate, worker):
     gate.permission.release()
     gate.wait_until_entered()
     assert gate.events == ["first", "fourth"]
-    assert (worker.superseded, worker.rate_limited) == (2, 0)
+    assert (worker.superseded[""], worker.rate_limited[""]) == (2, 0)
 
 
 def test_a_reset_drops_the_waiting_frame_and_comes_before_the_next(gate, worker):
@@ -79,7 +79,7 @@ def test_frames_left_out_for_the_rate_are_counted_apart(gate, worker):
     for name in ("second", "third", "fourth"):
         worker.submit(Frame(name, 0.0))
     assert gate.events == ["first"]
-    assert (worker.superseded, worker.rate_limited) == (0, 2)
+    assert (worker.superseded[""], worker.rate_limited[""]) == (0, 2)
 
 
 def test_stop_ends_the_thread_although_a_frame_waits(gate):
@@ -92,3 +92,45 @@ def test_stop_ends_the_thread_although_a_frame_waits(gate):
     worker.stop()
     assert gate.events == ["first"]
     assert not any(thread.name == "place_recognition_worker" for thread in threading.enumerate())
+
+
+def test_cameras_take_turns_and_each_keeps_its_newest(gate, worker):
+    worker.submit(Frame("front 1", 0.0, "front"))
+    gate.wait_until_entered()
+    for name, camera in (("front 2", "front"), ("left 1", "left"), ("front 3", "front"), ("rear 1", "rear"), ("left 2", "left")):
+        worker.submit(Frame(name, 0.0, camera))
+    for count in range(3):
+        gate.permission.release()
+        gate.wait_until_entered()
+        if count == 0:  # a fast camera delivers again before the slow ones have had their turn
+            worker.submit(Frame("front 4", 0.0, "front"))
+    gate.permission.release()
+    assert gate.events == ["front 1", "left 2", "rear 1", "front 4"]
+    assert dict(worker.superseded) == {"front": 2, "left": 1}
+
+
+def test_a_call_runs_between_two_frames_and_gives_its_result(gate, worker):
+    worker.submit(Frame("first", 0.0))
+    gate.wait_until_entered()
+    worker.submit(Frame("second", 0.0))
+    result, failure = worker.call(lambda: gate.events.append("call") or 7), worker.call(lambda: 1 / 0)
+    assert not result.done()
+    gate.permission.release()
+    assert result.result(DEADLINE_S) == 7
+    assert isinstance(failure.exception(DEADLINE_S), ZeroDivisionError)
+    gate.wait_until_entered()
+    gate.permission.release()
+    assert gate.events == ["first", "call", "second"]
+
+
+def test_a_call_that_the_end_overtakes_is_cancelled(gate):
+    worker = FrameWorker(gate.process, gate.reset)
+    worker.start()
+    worker.submit(Frame("first", 0.0))
+    gate.wait_until_entered()
+    late = worker.call(lambda: gate.events.append("late"))
+    worker._stopping = True  # as stop() does at once; the call waits behind the frame
+    gate.permission.release()
+    worker.stop()
+    assert late.cancelled() and worker.call(lambda: None).cancelled()
+    assert gate.events == ["first"]

@@ -65,6 +65,19 @@ def test_a_gallery_holds_every_image_in_order(gallery, folder):
     assert not Path(f"{gallery.path}.partial").exists()
 
 
+def test_thumbnails_are_stored_where_they_are_asked_for(gallery, folder, tmp_path):
+    assert not gallery.has_thumbnails and not (gallery.path / "thumbnails").exists()
+    settings = SETTINGS.model_copy(update={"thumbnail_side_px": 80})
+    other = Gallery.open(build_gallery(open_source(folder), settings, tmp_path / "gallery"))
+    assert other.has_thumbnails and other.read_thumbnail(9).shape == (60, 80)
+    grey = cv2.cvtColor(cv2.resize(other.read_image(3), (80, 60), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    assert np.abs(other.read_thumbnail(3).astype(int) - grey).mean() < 4
+    np.testing.assert_array_equal(other.descriptors, gallery.descriptors)
+    (other.path / "thumbnails" / "00000003.jpg").write_bytes(b"x")
+    with pytest.raises(ArtefactError, match="00000003.jpg has 1 bytes"):
+        other.read_thumbnail(3)
+
+
 def test_the_encoder_describes_as_the_build_did(gallery):
     encoder = GalleryEncoder.open(gallery, threads=1)
     np.testing.assert_allclose(encoder.encode(gallery.read_image(7)), gallery.descriptors[7], atol=2e-5)

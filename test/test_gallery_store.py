@@ -13,7 +13,7 @@ import pytest
 from tiny_artefacts import DIMENSION, make_gallery, make_picture, make_street
 
 from asymvpr_core.errors import ArtefactError, ImageError
-from asymvpr_core.gallery.store import COLUMNS, DESCRIPTORS, INDEX, KEYFRAMES, Gallery, read_keyframes, write_keyframes
+from asymvpr_core.gallery.store import COLUMNS, DESCRIPTORS, KEYFRAMES, Gallery, read_keyframes, write_keyframes
 from asymvpr_core.manifest import digest_of, sha256_of
 from asymvpr_core.types import Keyframe, Pose
 
@@ -101,7 +101,7 @@ def test_pictures_of_a_folder_source_stay_there(tmp_path: Path, street: Path):
         gallery.read_image(1)
 
 
-@pytest.mark.parametrize("name", [DESCRIPTORS, KEYFRAMES, INDEX])
+@pytest.mark.parametrize("name", [DESCRIPTORS, KEYFRAMES])
 def test_a_flipped_byte_is_found_and_named(street: Path, name: str):
     data = bytearray((street / name).read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -110,7 +110,7 @@ def test_a_flipped_byte_is_found_and_named(street: Path, name: str):
         Gallery.open(street)
 
 
-@pytest.mark.parametrize("name", [DESCRIPTORS, KEYFRAMES, INDEX])
+@pytest.mark.parametrize("name", [DESCRIPTORS, KEYFRAMES])
 def test_a_missing_file_is_named(street: Path, name: str):
     (street / name).unlink()
     with pytest.raises(ArtefactError, match=f"{name} is missing"):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from made_up_benchmarks import gsv_cities, write_rows
+from test_cli import run
 
-from asymvpr_core.config import SourceSettings
+from asymvpr_core.config import SourceSettings, TrainSettings
 from asymvpr_core.datasets.ground_truth import find_positives
 from asymvpr_core.datasets.gsv_cities import CITIES, COLUMNS, GsvCitiesDataset, gsv_image_name
 from asymvpr_core.datasets.source import open_source
 from asymvpr_core.errors import DatasetError
+from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.manifest import read_manifest
+from asymvpr_core.memory.bank import MemoryBank
+from asymvpr_core.memory.store import StoredBank
+from asymvpr_core.training.run import train
 
 
 def test_place_ids_are_global_and_small_places_are_left_out(tmp_path):
@@ -72,6 +79,41 @@ def test_malformed_tables(tmp_path, columns, row, message):
     write_rows(tmp_path / "Dataframes" / "X.csv", columns, [row])
     with pytest.raises(DatasetError, match=message):
         open_source(tmp_path)
+
+
+@pytest.mark.slow
+def test_from_the_folder_to_a_trained_run_the_place_ids_are_the_places(tmp_path):
+    """Gallery, bank and training by their commands; cells as large as the earth would make one place of everything."""
+    config = tmp_path / "settings.yaml"
+    cells = "cells: {cell_size_m: 1.0e+7, heading_sectors: 1}"
+    config.write_text(
+        "gallery: {network: efficientnet_lite2_gem, projection_dim: 4, threads: 1}\n"
+        f"bank: {{{cells}}}\n"
+        "train: {query_network: efficientnet_lite0_gem_64px, epochs: 1, batch_size: 4, alignment_copies: 0, frozen_share: 1.0, "
+        f"validation_share: 0.25, validation_views: 1, workers: 0, threads: 1, accelerator: cpu, {cells}}}\n"
+    )
+    root = gsv_cities(tmp_path / "gsv")
+    for words in (
+        ("gallery", "build", root, "--out", tmp_path / "gallery"),
+        ("bank", "build", tmp_path / "gallery", "--out", tmp_path / "bank"),
+        ("train", tmp_path / "gallery", "--bank", tmp_path / "bank", "--out", tmp_path / "run"),
+    ):
+        assert run(*words, "--config", config)[0] == 0
+    gallery, bank = Gallery.open(tmp_path / "gallery"), StoredBank.open(tmp_path / "bank").bank
+    place_ids = np.array([keyframe.place_id for keyframe in gallery.keyframes])
+    assert np.unique(place_ids).tolist() == [7, 100_007, 200_001]
+    np.testing.assert_array_equal(bank.places, np.searchsorted([7, 100_007, 200_001], place_ids))
+    assert bank.counts.tolist() == [5, 4, 4]
+    for place, place_id in enumerate((7, 100_007, 200_001)):
+        own = np.asarray(gallery.descriptors, np.float64)[place_ids == place_id]
+        np.testing.assert_allclose(bank.centroids[place], own.mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(bank.variances[place], own.var(axis=0), atol=1e-6)
+    manifest = read_manifest(tmp_path / "run", "run")
+    assert (manifest.details["places"], manifest.details["training_images"], manifest.details["validation_images"]) == (3, 10, 3)
+    assert manifest.details["fine_tuning"]["val_recall_at_1"] is not None
+    # Without a stored bank the training makes the same one.
+    train(tmp_path / "gallery", TrainSettings.model_validate(manifest.settings | {"epochs": 0}), tmp_path / "own")
+    np.testing.assert_allclose(MemoryBank.load(tmp_path / "own" / "bank.npz").centroids, bank.centroids, atol=1e-7)
 
 
 def test_no_tables(tmp_path):

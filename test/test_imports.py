@@ -15,13 +15,19 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ROS_PACKAGES = (
     "ament_index_python", "asymvpr_ros", "builtin_interfaces", "cv_bridge", "diagnostic_msgs", "geometry_msgs", "launch", "launch_ros",
     "lifecycle_msgs", "nav_msgs", "rcl_interfaces", "rclpy", "rosbag2_py", "rosgraph_msgs", "sensor_msgs", "std_msgs", "std_srvs",
+    "tf2_msgs", "visualization_msgs",
 )  # fmt: skip
 TRAINING_PACKAGES = ("lightning", "matplotlib", "onnx", "pytorch_lightning", "tensorboard", "timm", "torch", "torchvision")
 ROBOT_MODULES = (
     "asymvpr_core.deploy.runtime", "asymvpr_core.pixel_formats", "asymvpr_core.retrieval.index", "asymvpr_core.retrieval.matcher",
     "asymvpr_core.retrieval.recogniser", "asymvpr_core.datasets.bags",
 )  # fmt: skip
-NODE_MODULES = ("asymvpr_ros.place_recognition_node", "asymvpr_ros.bag_player", "asymvpr_ros.match_recorder")
+NODE_MODULES = (
+    "asymvpr_ros.place_recognition_node",
+    "asymvpr_ros.bag_player",
+    "asymvpr_ros.match_recorder",
+    "asymvpr_ros.keyframe_recorder",
+)
 
 # A name set to None in sys.modules makes its import fail, as if the package were not installed.
 BLOCKED_IMPORT = """

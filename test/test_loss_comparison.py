@@ -18,6 +18,7 @@ from asymvpr_core.evaluation.loss_comparison import RunEncoder, compare_losses, 
 from asymvpr_core.evaluation.loss_comparison_report import markdown, summarise
 from asymvpr_core.gallery.build import build_gallery
 from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.manifest import read_manifest
 
 SETTINGS = TrainSettings(
     query_network="efficientnet_lite0_gem_64px", epochs=1, batch_size=4, alignment_copies=0, frozen_share=1.0, validation_share=0.3,
@@ -37,15 +38,17 @@ def town(tmp_path_factory):
 def result(name, seed, recall, **changes):
     values = {
         "name": name, "seed": seed, "pairing": "asymmetric", "statistics": {"recall_at_k": {"1": recall, "5": 1.0}},
-        "seconds": {"bank": 0.5, "alignment": 2.0}, "fine_tuning": {"epoch": seed, "median_batch_s": 0.25}, "peak_memory_bytes": 3_000_000,
-        "settings": {"loss": "csd", "epochs": 1},
+        "seconds": {"bank": 0.5, "alignment": 2.0}, "fine_tuning": {"epoch": seed, "median_batch_s": 0.25, "val_recall_at_1": 0.5},
+        "peak_memory_bytes": 3_000_000, "settings": {"loss": "csd", "epochs": 1},
     }  # fmt: skip
     return values | changes
 
 
 def test_names_mean_losses_starts_and_overrides():
     comparison = ComparisonSettings(overrides={"csd": {"learning_rate": 0.5}, "asym+:random": {"epochs": 9}})
-    entries = {e.name: e.settings for e in entries_of(["aligned", "csd", "asym+:random", "asym+"], SETTINGS, comparison)}
+    named = entries_of(["aligned", "aligned:all", "csd", "asym+:random", "asym+"], SETTINGS, comparison)
+    entries = {e.name: e.settings for e in named}
+    assert [e.name for e in named if e.hold_out] == ["aligned"] and entries["aligned:all"].epochs == 0
     assert entries["aligned"].epochs == 0 and entries["csd"].epochs == 1
     assert (entries["csd"].learning_rate, entries["asym+"].learning_rate) == (0.5, SETTINGS.learning_rate)
     assert (entries["asym+:random"].init, entries["asym+:random"].loss, entries["asym+:random"].epochs) == ("random", "asym+", 9)
@@ -65,6 +68,7 @@ def test_the_table_has_mean_and_sample_deviation_over_the_seeds():
     assert rows[0]["lists_s"] == 12.5 and rows[1]["lists_s"] is None
     text = markdown(rows, (1, 5), 40, "one CPU").splitlines()
     assert text[2] == "| csd | 66.7 ± 20.8 | 100.0 ± 0.0 | 0, 1, 2 | 0.5 | 12.5 | 2.0 | 0.250 | 3 |"
+    assert "0 is the start, which 2 of 4 trained runs kept" in text[-1]
     assert text[3].startswith("| symmetric (light network on both sides) | 25.0 ± 0.0 |") and text[3].endswith("| – |")
 
 
@@ -95,6 +99,9 @@ def test_a_comparison_keeps_what_is_finished_and_counts_what_it_says(town, tmp_p
     content = json.loads((out / "comparison.json").read_text())
     rows = {row["name"]: row for row in content["rows"]}
     assert set(rows) == {"aligned", "csd", "symmetric"} and rows["csd"]["lists_s"] > 0 and rows["aligned"]["lists_s"] is None
+    details = [read_manifest(out / "runs" / f"{name}-seed0", "run").details for name in ("aligned", "csd")]
+    assert details[0]["training_images"] == details[1]["training_images"] < 12  # the start of the losses, not of more images
+    assert details[0]["alignment"] == details[1]["alignment"]
     assert rows["aligned"]["batch_s"] is None and rows["csd"]["peak_memory_bytes"] > 1e8
     assert rows["symmetric"]["pairing"] == "symmetric" and (out / "comparison.png").stat().st_size > 1000
     assert "| aligned |" in (out / "comparison.md").read_text()

@@ -13,7 +13,7 @@ from tiny_artefacts import make_identity
 
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.manifest import (
-    FORMAT_VERSION,
+    FORMAT_VERSIONS,
     MANIFEST_NAME,
     Manifest,
     check_pair,
@@ -113,8 +113,9 @@ def test_another_kind_is_refused(artefact: Path):
 
 
 def test_a_newer_format_is_refused_by_its_number(artefact: Path):
-    edit(artefact, format_version=FORMAT_VERSION + 1, something_of_the_future=1)
-    with pytest.raises(ArtefactError, match=f"format version {FORMAT_VERSION + 1}; expected at most {FORMAT_VERSION}"):
+    newest = FORMAT_VERSIONS["gallery"]
+    edit(artefact, format_version=newest + 1, something_of_the_future=1)
+    with pytest.raises(ArtefactError, match=f"format version {newest + 1}; expected at most {newest}"):
         read_manifest(artefact, "gallery")
 
 

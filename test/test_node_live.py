@@ -165,8 +165,8 @@ class TestOneNode:
         running.wait_until(lambda: of_stamp(running.heard[POSE], stamp), "a pose at the old threshold")
         for name, value, why in (
             ("score_threshold", 1.5, "out of range"),
-            ("gallery_path", "/elsewhere", "read when the node configures"),
-            ("sequence", "bayes", "'off' or 'vote'"),
+            ("model_path", "/elsewhere", "read when the node configures"),
+            ("sequence", "median", "'off', 'vote' or 'bayes'"),
             ("agreement_radius_m", 0.0, "greater than 0"),
         ):
             accepted, reason = set_parameter(running, name, value)
@@ -279,7 +279,7 @@ def test_namespace_moves_every_topic_but_diagnostics(graph, artefacts, tmp_path)
         publisher, picture = graph.publisher(Image, "/robot1/image"), make_picture(8)
         graph.wait_until(lambda: poses, "a pose", meanwhile=lambda: publisher.publish(image_message(picture, time.time_ns())))
         names = {status.name for array in graph.wait_until(lambda: graph.heard["/diagnostics"], "diagnostics") for status in array.status}
-        assert names == {"/robot1/place_recognition: place recognition"}
+        assert names == {"/robot1/place_recognition: place recognition", "/robot1/place_recognition: camera image"}
 
 
 def test_a_node_in_this_process_leaves_no_thread_and_configures_again(graph, artefacts):

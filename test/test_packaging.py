@@ -101,8 +101,8 @@ def test_files_beside_the_code_are_installed(setup_arguments: dict[str, Any]):
     assert core / "py.typed" in installed
 
 
-@pytest.mark.parametrize("folder", ["launch", "config"])
-def test_launch_and_config_are_installed(setup_arguments: dict[str, Any], folder: str):
+@pytest.mark.parametrize("folder", ["launch", "config", "examples"])
+def test_launch_config_and_examples_are_installed(setup_arguments: dict[str, Any], folder: str):
     installed = {name: target for target, names in setup_arguments["data_files"] for name in names}
     there = [path for path in (REPOSITORY / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert there
@@ -120,7 +120,7 @@ def test_resource_index(setup_arguments: dict[str, Any]):
 
 def test_entry_points_can_be_imported(setup_arguments: dict[str, Any]):
     scripts = dict(entry.split(" = ") for entry in setup_arguments["entry_points"]["console_scripts"])
-    assert set(scripts) == {"asymvpr", "bag_player", "match_recorder", "place_recognition_node"}
+    assert set(scripts) == {"asymvpr", "bag_player", "keyframe_recorder", "match_recorder", "place_recognition_node"}
     for target in scripts.values():
         module, _, function = target.partition(":")
         if module.startswith("asymvpr_ros"):
@@ -143,7 +143,7 @@ def imported_packages(folder: str) -> set[str]:
 def test_ros_packages_that_are_imported_are_declared(package_xml: ElementTree.Element):
     imported = {
         name
-        for folder in ("asymvpr_ros", "launch")
+        for folder in ("asymvpr_ros", "launch", "examples")
         for name in imported_packages(folder)
         if name.endswith(("_msgs", "_interfaces", "_srvs")) or name in ("rclpy", "cv_bridge", "launch", "launch_ros", "ament_index_python")
     }

@@ -28,7 +28,7 @@ from asymvpr_core.evaluation.sequence import evaluate_sequence
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.retrieval.index import build_index
 from asymvpr_core.retrieval.matcher import Matcher
-from asymvpr_core.types import ImageRecord, Pose
+from asymvpr_core.types import ImageRecord, Pose, QueryFrame
 
 SETTINGS = EvaluationSettings(radius_m=1.0, k=(1, 3), bootstrap_resamples=50, boards=3)
 # The places that 14 queries show: at place 4 what is at 9, at place 8 what is at 1, and four times unknown land.
@@ -38,7 +38,10 @@ SHOWN = [0, 1, 2, 3, 9, 5, 6, 7, 1, 9, 100, 101, 102, 103]
 class HalfBlind:
     """Another network for both sides: it sees the mean colour of the left half only."""
 
-    preprocess, dimension = PREPROCESS, 3
+    dimension = 3
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        return PREPROCESS(image)
 
     def encode_batch(self, inputs: np.ndarray) -> np.ndarray:
         features = inputs[:, :, :, : inputs.shape[3] // 2].mean(axis=(2, 3))
@@ -118,7 +121,7 @@ def test_a_second_run_computes_nothing_and_says_the_same(world, tmp_path):
     cache, outs = DescriptorCache(tmp_path / "cache", 10**9), []
 
     class Counted:
-        preprocess, dimension, images = PREPROCESS, DIMENSION, 0
+        dimension, images, prepare = DIMENSION, 0, staticmethod(model.prepare)
 
         def encode_batch(self, inputs):
             self.images += len(inputs)
@@ -242,7 +245,7 @@ def test_the_vote_over_ordered_queries_is_that_of_the_matcher(world, tmp_path):
     assert run.operating_point == (0.5, 1.0)
     direct = Matcher(gallery, build_index(gallery.descriptors), matcher.model_copy(update={"exclude_time_s": 0.0}))
     described = describe(queries, NamedEncoder.of_model(model))
-    answers = [direct.match(descriptor, i * SECOND_NS) for i, descriptor in enumerate(described)]
+    answers = [direct.match(descriptor, QueryFrame(i * SECOND_NS)) for i, descriptor in enumerate(described)]
     assert run.accepted.tolist() == [answer.accepted for answer in answers]
     # The vote rejects the two confident mistakes, which no threshold on the single frame does.
     assert run.sweep.recall_at_full_precision == 0.5 > run.single_frame.recall_at_full_precision

@@ -17,9 +17,14 @@ from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import ArtefactError, DeployError, RetrievalError, SettingsError
 from asymvpr_core.manifest import digest_of
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
+from asymvpr_core.types import QueryFrame
 
 LATER = 10_000 * SECOND_NS
 OFF = MatcherSettings(sequence="off", score_threshold=0.8)
+
+
+def at(stamp_ns: int) -> QueryFrame:
+    return QueryFrame(stamp_ns)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +36,9 @@ def street(tmp_path_factory):
 def test_a_revisited_place_is_recognised_and_an_unknown_one_is_not(street):
     recogniser = PlaceRecogniser.open(*street, OFF, RuntimeSettings(threads=1))
     for seed in range(12):
-        result = recogniser.process(revisit(make_picture(seed)), LATER + seed * SECOND_NS)
+        result = recogniser.process(revisit(make_picture(seed)), at(LATER + seed * SECOND_NS)).prior
         assert result.accepted and result.match.keyframe_index == seed and result.match.pose.position == (2.0 * seed, 0.0, 0.0)
-    unknown = recogniser.process(make_picture(999), LATER + 60 * SECOND_NS)
+    unknown = recogniser.process(make_picture(999), at(LATER + 60 * SECOND_NS)).prior
     assert not unknown.accepted and "below the threshold" in unknown.reason
     assert len(recogniser.gallery) == 12 and recogniser.model.dimension == 192
 
@@ -60,34 +65,33 @@ def test_a_model_that_does_not_fit_its_manifest_is_refused(tmp_path, change, rea
 
 def test_loop_closure_carries_both_stamps_and_poses(street):
     recogniser = PlaceRecogniser.open(*street, OFF)
-    result = recogniser.process(revisit(make_picture(5)), LATER)
-    edge = recogniser.loop_closure(result)
+    answer = recogniser.process(revisit(make_picture(5)), at(LATER))
+    edge = answer.prior_closure
     assert (edge.keyframe_index, edge.keyframe_stamp_ns, edge.query_stamp_ns) == (5, 6 * SECOND_NS, LATER)
-    assert edge.keyframe_pose == edge.query_pose == result.match.pose
-    assert edge.covariance is result.covariance
-    with pytest.raises(RetrievalError, match="below the threshold"):
-        recogniser.loop_closure(recogniser.process(make_picture(999), LATER))
+    assert edge.keyframe_pose == edge.query_pose == answer.prior.match.pose
+    assert edge.covariance is answer.prior.covariance
+    assert (answer.frame, answer.session, answer.session_closure, answer.keyframe_added) == (at(LATER), None, None, False)
+    assert recogniser.process(make_picture(999), at(LATER)).prior_closure is None
 
 
 def test_no_loop_closure_where_the_keyframe_has_no_stamp(street, tmp_path):
     gallery = make_street(tmp_path / "gallery", 3, stamps_ns=[None] * 3)
-    recogniser = PlaceRecogniser.open(gallery, street[1], OFF)
-    result = recogniser.process(make_picture(1), LATER)
-    assert result.accepted and recogniser.loop_closure(result) is None
+    answer = PlaceRecogniser.open(gallery, street[1], OFF).process(make_picture(1), at(LATER))
+    assert answer.prior.accepted and answer.prior_closure is None
 
 
 def test_reset_and_changed_settings_start_a_new_vote(street):
     recogniser = PlaceRecogniser.open(*street, MatcherSettings(sequence_length=2, min_votes=2))
     picture = make_picture(3)
-    assert not recogniser.process(picture, LATER).accepted
+    assert not recogniser.process(picture, at(LATER)).prior.accepted
     recogniser.reset()
-    assert not recogniser.process(picture, LATER + 1).accepted
-    assert recogniser.process(picture, LATER + 2).accepted
+    assert not recogniser.process(picture, at(LATER + 1)).prior.accepted
+    assert recogniser.process(picture, at(LATER + 2)).prior.accepted
     with pytest.raises(SettingsError, match="min_votes"):
         recogniser.change_settings(MatcherSettings(sequence_length=2, min_votes=3))
-    assert recogniser.process(picture, LATER + 3).accepted  # a refused change leaves the old settings and their vote
+    assert recogniser.process(picture, at(LATER + 3)).prior.accepted  # a refused change leaves the old settings and their vote
     recogniser.change_settings(MatcherSettings(sequence="off"))
-    assert recogniser.process(picture, LATER + 4).accepted
+    assert recogniser.process(picture, at(LATER + 4)).prior.accepted
 
 
 def test_artefacts_of_different_pairs_are_refused_naming_both(street, tmp_path):
@@ -98,7 +102,7 @@ def test_artefacts_of_different_pairs_are_refused_naming_both(street, tmp_path):
 
 def test_a_flipped_byte_is_refused_naming_the_file(street, tmp_path):
     gallery = make_street(tmp_path / "gallery", 3)
-    for name in ("index.faiss", "descriptors.npy", "keyframes.csv"):
+    for name in ("index.json", "descriptors.npy", "keyframes.csv"):
         whole = (gallery / name).read_bytes()
         (gallery / name).write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
         with pytest.raises(ArtefactError, match=f"{name} is damaged"):

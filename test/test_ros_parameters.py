@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from asymvpr_core.config import MatcherSettings, NodeSettings, RuntimeSettings
+from asymvpr_core.config import MatcherSettings, NodeSettings, RuntimeSettings, SessionSettings
 from asymvpr_core.errors import RetrievalError, SettingsError
 from asymvpr_ros.parameters import GROUPS, LIVE, NodeParameters, ResolvedSettings, descriptor_of, fields, resolve
 
@@ -42,21 +42,23 @@ def test_every_setting_is_a_parameter_with_type_default_range_and_description():
     node, parameters, _ = make_node()
     assert len(fields()) == sum(len(group.model_fields) for group in GROUPS)  # no name stands in two groups
     for name, field in fields().items():
-        assert node.get_parameter(name).value == field.default
+        value = node.get_parameter(name).value
+        assert (tuple(value) if isinstance(value, list) else value) == field.default
         assert node.describe_parameter(name).description == field.description != ""
-    assert parameters.resolved == ResolvedSettings(NodeSettings(), MatcherSettings(), RuntimeSettings())
+    assert parameters.resolved == ResolvedSettings(NodeSettings(), MatcherSettings(), SessionSettings(), RuntimeSettings())
     top_k = node.describe_parameter("top_k").integer_range[0]
     assert (top_k.from_value, top_k.to_value) == (1, 100)
     threshold = node.describe_parameter("score_threshold").floating_point_range[0]
     assert (threshold.from_value, threshold.to_value) == (-1.0, 1.0)
-    assert node.describe_parameter("sequence").additional_constraints == "one of: off, vote"
+    assert node.describe_parameter("sequence").additional_constraints == "one of: off, vote, bayes"
     assert "greater than 0" in node.describe_parameter("agreement_radius_m").additional_constraints
     assert "read when the node configures" in descriptor_of("threads", fields()["threads"]).additional_constraints
 
 
 def test_the_parameter_file_names_every_parameter_with_its_default():
     content = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    assert content["/**/place_recognition"]["ros__parameters"] == {name: field.default for name, field in fields().items()}
+    defaults = {name: list(field.default) if isinstance(field.default, tuple) else field.default for name, field in fields().items()}
+    assert content["/**/place_recognition"]["ros__parameters"] == defaults
     descriptions = [line.strip("# ") for line in CONFIG.read_text(encoding="utf-8").splitlines() if line.startswith("    #")]
     for field in fields().values():
         assert any(line.startswith(field.description) for line in descriptions), field.description
@@ -81,6 +83,12 @@ def test_the_parameter_file_reaches_the_node_in_any_namespace(tmp_path, namespac
         ({"top_k": 0}, "'top_k'.*out of range"),
         ({"agreement_yaw_deg": 0.0}, "'agreement_yaw_deg' is 0.0: input should be greater than 0"),
         ({"transport": "theora"}, "'transport' is 'theora': input should be 'raw' or 'compressed'"),
+        ({"camera_names": ["front", "front"]}, "'camera_names'.*each once"),
+        ({"camera_names": ["front camera"]}, "'front camera' is no ros name"),
+        ({"outputs": ["loop_closures"]}, "'outputs.0' is 'loop_closures': input should be 'place_match/pose'"),
+        ({"outputs": "loop_closure"}, "expecting type 'STRING_ARRAY'"),
+        ({"map_frame": "/map"}, "'map_frame' is '/map'.*without a leading '/'"),
+        ({"map_frame": "world", "base_frame": "world"}, "map_frame and base_frame are both 'world'"),
         ({"autostart": False, "sequence": True}, "expecting type 'STRING'"),
         ({"score_treshold": 0.5, "topk": 3}, "unknown parameter 'score_treshold', 'topk'; known parameters: gallery_path, "),
     ],
@@ -113,11 +121,20 @@ def test_what_is_read_at_configuration_changes_only_before_it():
     node, parameters, _ = make_node()
     assert set_one(node, "gallery_path", "/one") == (True, "")
     parameters.configured = True
-    for name, value in (("gallery_path", "/two"), ("threads", 2), ("transport", "compressed"), ("map_frame", "odom"), ("autostart", False)):
+    for name, value in (
+        ("outputs", ["loop_closure"]),
+        ("threads", 2),
+        ("transport", "compressed"),
+        ("map_frame", "odom"),
+        ("autostart", False),
+    ):
         assert name not in LIVE
         successful, reason = set_one(node, name, value)
         assert not successful and "deactivate and clean up" in reason
-    assert parameters.resolved.node.gallery_path == "/one"
+    assert parameters.resolved.node.outputs == NodeSettings().outputs
+    # These two are read by a service: they may change at any time, and nothing happens before the call.
+    assert set_one(node, "gallery_path", "/two") == set_one(node, "session_path", "/three") == (True, "")
+    assert "read by ~/load_gallery" in node.describe_parameter("gallery_path").additional_constraints
 
 
 def test_the_check_of_the_node_can_refuse():
@@ -135,6 +152,14 @@ def test_parameters_of_others_pass():
     node.declare_parameter("somebody_elses", 1)
     assert set_one(node, "somebody_elses", 2) == (True, "")
     assert applied == []
+
+
+def test_arrays_are_declared_with_their_choices_and_read_as_tuples():
+    node, parameters, _ = make_node({"camera_names": ["front", "rig/left"], "outputs": ["loop_closure", "initialpose"]})
+    assert parameters.resolved.node.camera_names == ("front", "rig/left")
+    assert parameters.resolved.node.outputs == ("loop_closure", "initialpose")
+    constraints = node.describe_parameter("outputs").additional_constraints
+    assert "each one of: place_match/pose, place_match/candidates" in constraints and "lio_loop/loop_closure_detection" in constraints
 
 
 def test_resolve_takes_defaults_for_what_is_not_given():

@@ -167,22 +167,23 @@ def test_aligned_start_is_nearer_to_the_gallery_than_a_random_head(gallery_path,
 def test_exported_model_says_what_torch_says(run_path, gallery_path, tmp_path):
     model_path = export_model(run_path, tmp_path / "model", ExportSettings(parity_images=4))
     model = QueryModel.open(model_path, RuntimeSettings(threads=1))
-    assert model.manifest.details["parity"]["source"] == "gallery" and model.manifest.details["parity"]["min_cosine"] > 0.9999
+    assert model.manifest.details["parity_source"] == "gallery"
+    assert all(row.min_cosine > 0.9999 for row in model.folder.parity if row.precision == "fp32") and len(model.folder.parity) >= 1
     check_pair(Gallery.open(gallery_path).manifest, model.manifest, gallery_path, model_path)
     network = QueryNetwork(network_spec("efficientnet_lite0_gem"), 8)
     network.load(run_path / "weights.safetensors")
     network.eval()
     image = Gallery.open(gallery_path).read_image(2)
     with torch.inference_mode():
-        expected = network(torch.from_numpy(model.preprocess(image))[None]).numpy()[0]
+        expected = network(torch.from_numpy(network.spec.preprocess(image))[None]).numpy()[0]
     np.testing.assert_allclose(model.encode(image), expected, atol=1e-4)
-    batch = np.stack([model.preprocess(Gallery.open(gallery_path).read_image(i)) for i in range(3)])
+    batch = np.stack([model.prepare(Gallery.open(gallery_path).read_image(i)) for i in range(3)])
     np.testing.assert_allclose(model.encode_batch(batch)[2], expected, atol=1e-4)
 
 
 def test_export_refuses_what_misses_the_tolerance_and_leaves_nothing(run_path, tmp_path, monkeypatch):
-    monkeypatch.setattr("asymvpr_core.deploy.export._parity", lambda *_: 0.5)
-    with pytest.raises(DeployError, match=r"cosine 0\.5.*expected at least 0\.9999"):
+    monkeypatch.setattr("asymvpr_core.deploy.parity.cosines", lambda described, expected: np.full(len(described), 0.5))
+    with pytest.raises(DeployError, match=r"model\.onnx has cosine 0\.5.*expected at least 0\.9999.*--force"):
         export_model(run_path, tmp_path / "model", ExportSettings())
     assert list(tmp_path.iterdir()) == []
 
@@ -282,6 +283,48 @@ def test_augmented_pictures_depend_on_seed_epoch_and_index_only(gallery_path):
         sampler.set_epoch(epoch)
         orders.append(list(sampler))
     assert orders[0] == orders[2] != orders[1] and sorted(i for _, i in orders[1]) == list(range(6))
+
+
+def test_rand_augment_comes_last_and_is_drawn_from_the_same_numbers(gallery_path):
+    """The picture is what torchvision's RandAugment makes of the picture without it, drawn behind the crop and the colours."""
+    from torchvision.transforms import v2
+
+    gallery, preprocess = Gallery.open(gallery_path), network_spec("efficientnet_lite0_gem").preprocess
+    settings = SETTINGS.augmentation.model_copy(update={"rand_augment_ops": 2, "rand_augment_magnitude": 12})
+    images = GalleryImages(gallery, np.arange(16), preprocess, settings, seed=5)
+    plain = GalleryImages(gallery, np.arange(16), preprocess, SETTINGS.augmentation, seed=5)
+    changed = 0
+    for index in range(4):
+        torch.manual_seed(int(np.random.SeedSequence((5, 1, index)).generate_state(1)[0]))
+        without = plain.augment(torch.from_numpy(gallery.read_image(index)).permute(2, 0, 1))
+        expected = v2.RandAugment(2, 12)(without).permute(1, 2, 0).numpy()
+        picture = images.picture((1, index))
+        np.testing.assert_array_equal(plain.picture((1, index)), without.permute(1, 2, 0))
+        np.testing.assert_array_equal(picture, expected)
+        assert picture.shape == (224, 224, 3) and picture.dtype == np.uint8
+        changed += not np.array_equal(picture, without.permute(1, 2, 0))
+    assert changed >= 2
+
+
+def test_large_pictures_are_augmented_at_the_size_that_the_smallest_crop_needs():
+    from types import SimpleNamespace
+
+    from tiny_artefacts import make_picture
+
+    preprocess, settings = network_spec("efficientnet_lite0_gem").preprocess, SETTINGS.augmentation
+    # By hand: 224 / sqrt(0.6 · 0.8) = 323.3, and 960 px of height become that.
+    for height, width, expected in ((960, 1280, (323, 431)), (300, 900, (300, 900)), (1000, 400, (808, 323))):
+        picture = make_picture(3, height=height, width=width)
+        images = GalleryImages(SimpleNamespace(read_image=lambda _, p=picture: p), np.zeros(1), preprocess, settings)
+        seen, augment = [], images.augment
+
+        def recording(image, seen=seen, augment=augment):
+            seen.append(tuple(image.shape[1:]))
+            return augment(image)
+
+        images.augment = recording
+        assert images.picture((0, 0)).shape == (224, 224, 3)
+        assert seen == [expected]
 
 
 def test_a_gallery_of_one_place_cannot_be_trained_on(gallery_path, tmp_path):

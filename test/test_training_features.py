@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -26,7 +27,8 @@ from asymvpr_core.manifest import read_manifest
 from asymvpr_core.memory.neighbours import build_neighbours
 from asymvpr_core.memory.store import build_bank
 from asymvpr_core.training.callbacks import ProgressCallback
-from asymvpr_core.training.fit import _whole_checkpoint
+from asymvpr_core.training.fit import _readable_errors, _whole_checkpoint
+from asymvpr_core.training.records import WholeCheckpoints
 from asymvpr_core.training.run import train
 
 pytestmark = pytest.mark.slow
@@ -159,6 +161,34 @@ def test_two_processes_train_together(gallery_path, tmp_path):
     )
 
 
+@pytest.mark.skipif("ASYMVPR_TEST_KILLED_PROCESSES" not in os.environ, reason="starts five processes; minutes on a busy machine")
+def test_two_processes_killed_and_resumed_train_as_one_does(gallery_path, tmp_path):
+    """Batches of two in each of two processes are batches of four: the same gradients, recall and losses, also over a kill."""
+    import yaml
+
+    values = changed(epochs=2, devices=2, batch_size=2, frozen_share=1.0).model_dump(mode="json")
+    config, out = tmp_path / "config.yaml", tmp_path / "two"
+    config.write_text(yaml.safe_dump({"train": values}))
+    command = [sys.executable, "-m", "asymvpr_core", "train", str(gallery_path), "--config", str(config), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while process.poll() is None and not (tmp_path / "two.partial" / "checkpoints" / "last.ckpt").exists():
+            time.sleep(0.02)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the spawned ones too
+        process.wait()
+    if not out.exists():
+        train(gallery_path, TrainSettings(**values), out)
+    alone = train(gallery_path, TrainSettings(**values | {"devices": 1, "batch_size": 4}), tmp_path / "alone")
+    two, one = (np.genfromtxt(run / "metrics.csv", delimiter=",", names=True) for run in (out, alone))
+    for column in one.dtype.names:
+        np.testing.assert_allclose(two[column], one[column], rtol=1e-4, atol=1e-5, err_msg=column)
+    a, b = (load_file(run / "weights.safetensors") for run in (out, alone))
+    assert all(torch.allclose(a[name].float(), b[name].float(), atol=1e-4) for name in a)
+
+
 def test_torchrun_starts_processes_of_which_one_writes(gallery_path, tmp_path):
     import yaml
 
@@ -207,6 +237,23 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(gallery_path, tmp_path, monke
     run = train(gallery_path, SETTINGS, tmp_path / "run")
     a, b = last_weights(straight), last_weights(run)
     assert all(torch.allclose(a[name].float(), b[name].float(), atol=1e-6) for name in a)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path):
+    """A real write that fails half-way, as on a full disk: the limit on the size of a file stands for it."""
+    import resource
+
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"epoch": 0, "state_dict": {"a": torch.zeros(10)}}, path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises((OSError, TrainingError)), _readable_errors():
+            WholeCheckpoints().save_checkpoint({"epoch": 1, "state_dict": {"a": torch.zeros(100_000)}}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["last.ckpt"]
 
 
 def test_an_image_that_breaks_between_two_epochs_is_named_and_the_run_goes_on_after_its_repair(tmp_path, monkeypatch):

@@ -7,20 +7,23 @@ No torch is needed, and the same model serves as gallery network and as query ne
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import faiss
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from asymvpr_core.deploy.runtime import MODEL, QueryModel
-from asymvpr_core.gallery.store import DESCRIPTORS, IMAGES, INDEX, KEYFRAMES, write_keyframes
-from asymvpr_core.manifest import GalleryNetworkIdentity, new_folder, write_manifest
+from asymvpr_core.config import IndexSettings
+from asymvpr_core.deploy.model_folder import MODEL, SELF_TEST, Variant
+from asymvpr_core.deploy.runtime import QueryModel
+from asymvpr_core.gallery.store import DESCRIPTORS, IMAGES, KEYFRAMES, write_keyframes
+from asymvpr_core.manifest import GalleryNetworkIdentity, digest_of, new_folder, write_manifest
 from asymvpr_core.preprocess import Preprocess
+from asymvpr_core.retrieval.building import index_gallery
 from asymvpr_core.types import Keyframe, Pose
 
 GRID, INPUT_SIZE = 8, 64
@@ -55,22 +58,75 @@ def encode_jpeg(picture: np.ndarray, quality: int = 95) -> bytes:
     return data.tobytes()
 
 
-def make_model(path: Path, identity: GalleryNetworkIdentity | None = None) -> Path:
-    """Write a query-model folder: `model.onnx` (input `image` (batch, 3, 64, 64), output `descriptor`) and manifest."""
+def make_model(path: Path, identity: GalleryNetworkIdentity | None = None, *, self_test: bool = False, **details: object) -> Path:
+    """Write a query-model folder: `model.onnx` (input `image` (1, 64, 64, 3) uint8, output `descriptor`) and manifest.
+
+    Args:
+        self_test: with pictures of seeds 0 to 2 and their descriptors.
+        details: more of the manifest's details.
+    """
+    scale, offset = PREPROCESS.scale_and_offset
     nodes = [
-        helper.make_node("AveragePool", ["image"], ["grid"], kernel_shape=[INPUT_SIZE // GRID] * 2, strides=[INPUT_SIZE // GRID] * 2),
+        helper.make_node("Cast", ["image"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["numbers"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Mul", ["planes", "scale"], ["scaled"]),
+        helper.make_node("Sub", ["scaled", "offset"], ["normalised"]),
+        *_grid_nodes("normalised"),
+    ]
+    constants = [numpy_helper.from_array(array.reshape(1, 3, 1, 1), name) for array, name in ((scale, "scale"), (offset, "offset"))]
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, [1, INPUT_SIZE, INPUT_SIZE, 3])
+    with new_folder(path) as folder:
+        onnx.save(_checked(helper.make_graph(nodes, "grid8_mean", [image], [_descriptor(1)], constants)), folder / MODEL)
+        if self_test:
+            inputs = np.stack([PREPROCESS.resize(make_picture(seed)) for seed in range(3)])
+            np.savez(folder / SELF_TEST, inputs=inputs, descriptors=np.stack([grid_descriptor(one) for one in inputs]))
+        variants = [Variant.named("onnx", "fp32").model_dump(mode="json")]
+        known = {"preprocess": PREPROCESS.model_dump(mode="json"), "variants": variants, "tolerances": {"fp32": 0.9999}}
+        write_manifest(folder, "model", identity or make_identity(), details=known | details)
+    return path
+
+
+def make_model_of_format_1(path: Path) -> Path:
+    """A query-model folder as version 0.1.0 wrote it: the graph takes normalised planes (batch, 3, 64, 64) float32."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, INPUT_SIZE, INPUT_SIZE])
+    with new_folder(path) as folder:
+        onnx.save(_checked(helper.make_graph(_grid_nodes("image"), "grid8_mean", [image], [_descriptor("batch")])), folder / MODEL)
+        write_manifest(folder, "model", make_identity(), details={"preprocess": PREPROCESS.model_dump(mode="json")})
+    change_manifest(path, format_version=1)
+    return path
+
+
+def change_manifest(folder: Path, **fields: object) -> None:
+    """Set fields of a manifest, and its checksum anew."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({**content, "manifest_sha256": digest_of(content)}))
+
+
+def grid_descriptor(resized: np.ndarray) -> np.ndarray:
+    """What the tiny network makes of a resized picture, with numpy."""
+    planes = PREPROCESS.normalise(resized)
+    cells = planes.reshape(3, GRID, INPUT_SIZE // GRID, GRID, INPUT_SIZE // GRID).mean(axis=(2, 4)).reshape(-1)
+    return (cells / np.linalg.norm(cells)).astype(np.float32)
+
+
+def _grid_nodes(planes: str) -> list[onnx.NodeProto]:
+    side = INPUT_SIZE // GRID
+    return [
+        helper.make_node("AveragePool", [planes], ["grid"], kernel_shape=[side] * 2, strides=[side] * 2),
         helper.make_node("Flatten", ["grid"], ["flat"], axis=1),
         helper.make_node("LpNormalization", ["flat"], ["descriptor"], axis=1, p=2),
     ]
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, INPUT_SIZE, INPUT_SIZE])
-    descriptor = helper.make_tensor_value_info("descriptor", TensorProto.FLOAT, ["batch", DIMENSION])
-    graph = helper.make_graph(nodes, "grid8_mean", [image], [descriptor])
+
+
+def _descriptor(batch: int | str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info("descriptor", TensorProto.FLOAT, [batch, DIMENSION])
+
+
+def _checked(graph: onnx.GraphProto) -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
-    with new_folder(path) as folder:
-        onnx.save(model, folder / MODEL)
-        write_manifest(folder, "model", identity or make_identity(), details={"preprocess": PREPROCESS.model_dump(mode="json")})
-    return path
+    return model
 
 
 def make_gallery(
@@ -94,9 +150,6 @@ def make_gallery(
     with new_folder(path) as folder:
         descriptors = describe(folder / "model_for_build", images)
         np.save(folder / DESCRIPTORS, descriptors)
-        index = faiss.IndexFlatIP(DIMENSION)
-        index.add(descriptors)
-        faiss.write_index(index, str(folder / INDEX))
         write_keyframes(folder / KEYFRAMES, keyframes)
         for keyframe, image in zip(keyframes, images, strict=True):
             picture_path = folder / IMAGES / keyframe.name
@@ -107,8 +160,9 @@ def make_gallery(
             "gallery",
             identity or make_identity(),
             inputs={"source": "synthetic pictures"},
-            details={"map_frame": map_frame, "images_in_gallery": True},
+            details={"map_frame": map_frame, "images_in_gallery": True, "index": True},
         )
+        index_gallery(folder, IndexSettings())
     return path
 
 
@@ -120,8 +174,8 @@ def describe(scratch: Path, images: Sequence[np.ndarray]) -> np.ndarray:
     return descriptors
 
 
-def make_street(path: Path, n_keyframes: int = 12, spacing_m: float = 2.0, **options: object) -> Path:
-    """A gallery of `n_keyframes` pictures (seeds 0, 1, …) along +x, `spacing_m` apart, looking along +x."""
-    pictures = [make_picture(seed) for seed in range(n_keyframes)]
+def make_street(path: Path, n_keyframes: int = 12, spacing_m: float = 2.0, first_seed: int = 0, **options: object) -> Path:
+    """A gallery of `n_keyframes` pictures (seeds from `first_seed`) along +x, `spacing_m` apart, looking along +x."""
+    pictures = [make_picture(first_seed + i) for i in range(n_keyframes)]
     poses = [Pose.from_xy_yaw(spacing_m * i, 0.0, 0.0) for i in range(n_keyframes)]
     return make_gallery(path, pictures, poses, **options)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ class Benchmark:
 SUITE = (
     Benchmark("encode", "named networks by runtime and precision", ("--quick",)),
     Benchmark("preprocess", "decoding, resizing, normalising: each step's share", ("--rounds", "20")),
-    Benchmark("search", "indexes by size and dimension: time, memory, recall", ("--quick",)),
+    Benchmark("search", "indexes by size and dimension: time, memory, recall", ("--rows", "1000", "--rounds", "2")),
     Benchmark("frame", "from a frame to a match, through the core and through the live node", ("--rounds", "10", "--keyframes", "1000")),
     Benchmark("node_load", "camera streams through the live node: frames received, dropped, latency", ("--seconds", "3")),
     Benchmark("robot_cost", "memory and processor share at 2 and 10 Hz, beside a bag of words", ("--seconds", "5", "--keyframes", "1000")),

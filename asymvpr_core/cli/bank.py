@@ -14,12 +14,14 @@ from asymvpr_core.settings_files import make_settings
 
 app = typer.Typer(help="Place statistics of a gallery, and its exact neighbour lists.", no_args_is_help=True, rich_markup_mode=None)
 
-GalleryFolder = Annotated[Path, typer.Argument(help="folder of a gallery", metavar="GALLERY", show_default=False)]
+GalleryFolders = Annotated[
+    list[Path], typer.Argument(help="folder of a gallery; several of one pair are taken as one", metavar="GALLERY…", show_default=False)
+]
 
 
 @app.command()
 def build(
-    gallery: GalleryFolder,
+    galleries: GalleryFolders,
     out: Annotated[Path, out_option("the bank")],
     rank: Annotated[int | None, setting(BankSettings, "rank")] = None,
     dtype: Annotated[str | None, setting(BankSettings, "dtype")] = None,
@@ -31,13 +33,15 @@ def build(
     """Compute mean and covariance of the descriptors of every place of GALLERY and write a memory bank.
 
     Places are the dataset's place ids, or cells of position and heading. Descriptors are read once
-    and memory stays within its budget. Give the same command again after a kill: it continues.
+    and memory stays within its budget. Places of different galleries are different places. Give the
+    same command again after a kill: it continues.
 
     \b
     Examples
       asymvpr bank build map --out bank
       asymvpr bank build map --cell-size-m 10 --dtype float16 --out bank
       asymvpr bank build map --rank 4 --out bank_rank4
+      asymvpr bank build map_north map_south --out bank
     """
     settings = make_settings(BankSettings, config, rank=rank, dtype=dtype, memory_gb=memory_gb)
     cells = settings.cells.model_dump()
@@ -46,7 +50,7 @@ def build(
 
     from asymvpr_core.memory.store import build_bank
 
-    build_bank(gallery, settings, out, progress=terminal_progress())
+    build_bank(galleries, settings, out, progress=terminal_progress())
     _print_summary(out)
 
 
@@ -58,7 +62,7 @@ def info(bank: Annotated[Path, typer.Argument(help="folder of a bank", metavar="
 
 @app.command()
 def neighbours(
-    gallery: GalleryFolder,
+    galleries: GalleryFolders,
     out: Annotated[Path, out_option("the neighbour lists")],
     k: Annotated[int | None, setting(NeighbourSettings, "k")] = None,
     chunk_size: Annotated[int | None, setting(NeighbourSettings, "chunk_size")] = None,
@@ -78,12 +82,14 @@ def neighbours(
     settings = make_settings(NeighbourSettings, config, k=k, chunk_size=chunk_size, memory_gb=memory_gb, threads=threads)
 
     from asymvpr_core.memory.neighbours import build_neighbours
+    from asymvpr_core.memory.origin import named
 
-    build_neighbours(gallery, settings, out, progress=terminal_progress())
-    typer.echo(f"{out}: the {settings.k} nearest of every image of {gallery}, itself first")
+    build_neighbours(galleries, settings, out, progress=terminal_progress())
+    typer.echo(f"{out}: the {settings.k} nearest of every image of {named(galleries)}, itself first")
 
 
 def _print_summary(path: Path) -> None:
+    from asymvpr_core.memory.origin import named, origin_paths
     from asymvpr_core.memory.spread import augmentation_exponent
     from asymvpr_core.memory.store import StoredBank
 
@@ -102,7 +108,7 @@ def _print_summary(path: Path) -> None:
         "spread": size,
         "exponent": f"{exponent:.3g} with gamma {gamma:g}, temperature {temperature:g}",
         "pair": manifest.gallery_network.pair_id,
-        "gallery": manifest.inputs.get("gallery", "unknown"),
+        "gallery": named(origin_paths(manifest)),
         "size": f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:.1f} MB in {len(manifest.files)} files",
         "created": f"{manifest.created} by asymvpr {manifest.asymvpr_version}",
     }

@@ -10,6 +10,7 @@ import typer
 from asymvpr_core.cli.evaluation_tables import print_metrics, print_pairings
 from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
+from asymvpr_core.cli.run_options import numbers_of
 from asymvpr_core.config import BenchmarkSettings, EvaluationSettings, MatcherSettings, RuntimeSettings, SourceSettings
 from asymvpr_core.settings_files import make_settings
 
@@ -51,7 +52,7 @@ def recall(
     sequence: Annotated[
         str | None,
         typer.Option(
-            help="the queries are consecutive frames: run the robot's matcher over them too", metavar="off|vote", show_default=False
+            help="the queries are consecutive frames: run the robot's matcher over them too", metavar="off|vote|bayes", show_default=False
         ),
     ] = None,
     score_threshold: Annotated[float | None, setting(MatcherSettings, "score_threshold")] = None,
@@ -86,7 +87,7 @@ def recall(
     if (model is None) == (network is None):
         raise typer.BadParameter("give one of --model and --network", param_hint="'--model' / '--network'")
     settings = make_settings(
-        EvaluationSettings, config, radius_m=radius_m, max_yaw_deg=max_yaw_deg, k=_parse_k(k),
+        EvaluationSettings, config, radius_m=radius_m, max_yaw_deg=max_yaw_deg, k=numbers_of(k),
         bootstrap_resamples=bootstrap_resamples, seed=seed, boards=boards, only_wrong=only_wrong or None,
     )  # fmt: skip
     source = make_settings(SourceSettings, config, image_topic=image_topic, pose_topic=pose_topic, trajectory_file=trajectory)
@@ -181,7 +182,7 @@ def pairs(
         raise typer.BadParameter("give one of --benchmark and --queries", param_hint="'--benchmark' / '--queries'")
     _only_with("--benchmark", benchmark, layout=layout, split=split, version=version)
     settings = make_settings(
-        EvaluationSettings, config, radius_m=radius_m, max_yaw_deg=max_yaw_deg, k=_parse_k(k),
+        EvaluationSettings, config, radius_m=radius_m, max_yaw_deg=max_yaw_deg, k=numbers_of(k),
         bootstrap_resamples=bootstrap_resamples, seed=seed, boards=boards, only_wrong=only_wrong or None,
     )  # fmt: skip
     source, runtime = make_settings(SourceSettings, config), make_settings(RuntimeSettings, config, threads=threads)
@@ -214,51 +215,13 @@ def pairs(
 
     from asymvpr_core.evaluation.encoders import NamedEncoder
 
-    heavy = None if opened is None or no_heavy else NamedEncoder.of_gallery(opened, runtime.threads, weights)
-    networks = [NamedEncoder.of_network(name, runtime.threads, file) for name, file in map(_network_and_file, network or [])]
+    heavy = None if opened is None or no_heavy else NamedEncoder.of_gallery(opened, runtime.fixed_threads, weights)
+    networks = [NamedEncoder.of_network(name, runtime.fixed_threads, file) for name, file in map(_network_and_file, network or [])]
     chosen = pairings_of(opened, models, networks, heavy, use_stored=use_stored)
     evaluate_pairings(
         judged_by, chosen, settings, out, gallery=opened, cache=_cache(cache, no_cache, settings), progress=terminal_progress()
     )
     print_pairings(out)
-
-
-@app.command()
-def bag(
-    bag: Annotated[Path, typer.Argument(help="rosbag2 of the live run", metavar="BAG", show_default=False)],
-    gallery: GalleryOption,
-    model: Annotated[Path, typer.Option(help="folder of the query model", metavar="DIR", show_default=False)],
-    ground_truth: Annotated[
-        str, typer.Option(help="pose topic of the bag, or TUM file, in the gallery's frame", metavar="TOPIC|FILE", show_default=False)
-    ],
-    out: Annotated[Path, out_option("the result: metrics.json, matches.csv, TUM trajectory, report.html")],
-    image_topic: ImageTopic = None,
-    radius_m: Radius = None,
-    max_yaw_deg: MaxYaw = None,
-    k: K = None,
-    score_threshold: Annotated[float | None, setting(MatcherSettings, "score_threshold")] = None,
-    exclude_time_s: Annotated[float | None, setting(MatcherSettings, "exclude_time_s")] = None,
-    threads: Threads = None,
-    config: Config = None,
-) -> None:
-    """Run every frame of BAG through the matcher of the live node and compare with ground truth.
-
-    \b
-    Example
-      asymvpr evaluate bag live_bag --gallery map --model model \\
-          --ground-truth /ground_truth/pose --out report
-    """
-    source = make_settings(SourceSettings, config, image_topic=image_topic, **_ground_truth(ground_truth))
-    evaluation = make_settings(EvaluationSettings, config, radius_m=radius_m, max_yaw_deg=max_yaw_deg, k=_parse_k(k))
-    matcher = make_settings(MatcherSettings, config, score_threshold=score_threshold, exclude_time_s=exclude_time_s)
-    runtime = make_settings(RuntimeSettings, config, threads=threads)
-
-    from asymvpr_core.evaluation.bag import evaluate_bag
-
-    evaluate_bag(
-        bag, gallery, model, source=source, evaluation=evaluation, matcher=matcher, runtime=runtime, out=out, progress=terminal_progress()
-    )
-    print_metrics(out)
 
 
 def _only_with(flag: str, given: object, **others: object) -> None:
@@ -284,25 +247,6 @@ def _cache(folder: Path | None, off: bool, settings: EvaluationSettings) -> Any:
     return None if off else DescriptorCache(folder or default_cache_folder(), round(settings.cache_limit_gb * 1e9))
 
 
-def _parse_k(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"'{text}' is no list of whole numbers such as 1,5,10", param_hint="'--k'") from None
-
-
-def _ground_truth(text: str) -> dict[str, Any]:
-    """The source setting that a topic or a file means: a file is what exists as one or looks like one."""
-    path = Path(text)
-    if path.is_file():
-        return {"trajectory_file": path}
-    if path.suffix in (".txt", ".tum", ".csv") or not text.startswith("/"):
-        raise typer.BadParameter(f"there is no file {text}; a topic begins with '/'", param_hint="'--ground-truth'")
-    return {"pose_topic": text}
-
-
 def _gallery_encoder(gallery: Any, network: str, weights: Path | None, runtime: RuntimeSettings) -> Any:
     from asymvpr_core.errors import EvaluationError
     from asymvpr_core.gallery.encoder import GalleryEncoder
@@ -315,4 +259,4 @@ def _gallery_encoder(gallery: Any, network: str, weights: Path | None, runtime: 
             expected=f"{name}, which --network names",
             remedy="name the gallery's own network, or build a gallery with the other one",
         )
-    return GalleryEncoder.open(gallery, runtime.threads, weights)
+    return GalleryEncoder.open(gallery, runtime.fixed_threads, weights)

@@ -55,6 +55,20 @@ def print_pairings(out: Path) -> None:
     _print_comparison(metrics, list(metrics["systems"]))
 
 
+def print_runs(out: Path) -> None:
+    """One row a recorded run, model and way of matching."""
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    table = Table(
+        Column("run", overflow="fold"), "model", "matching", "true", "false", "recall %", "R@1 %", "R@100%P %", box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for run in metrics["runs"].values():
+        shares = (run["recall_of_accepted"], run["recall_at_k"].get("1"), run["with_agreement"]["recall_at_full_precision"])
+        cells = ["–" if share is None else f"{100 * share:.1f}" for share in shares]
+        table.add_row(run["bag"], run["model"], run["way"], str(run["n_true"]), str(run["n_false"]), *cells)
+    _print(metrics, table, out)
+
+
 def _print_predictions(metrics: dict[str, Any], out: Path) -> None:
     table = Table("", Column("pairing", overflow="fold"), "queries", "median best score", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, (name, values) in enumerate(metrics["systems"].items(), start=1):

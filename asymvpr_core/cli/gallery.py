@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
-from asymvpr_core.config import BenchmarkSettings, EngineSettings, GallerySettings, SourceSettings
+from asymvpr_core.config import (
+    THUMBNAIL_SIDE_PX,
+    BenchmarkSettings,
+    EngineSettings,
+    GallerySettings,
+    IndexKind,
+    IndexSettings,
+    SourceSettings,
+)  # fmt: skip
 from asymvpr_core.settings_files import make_settings
 
 app = typer.Typer(help="Build a gallery, look at one, check one.", no_args_is_help=True, rich_markup_mode=None)
 
+KINDS = "|".join(["auto", *get_args(IndexKind)])
 _SHOWN = 20  # skipped images in a summary
 
 GalleryFolder = Annotated[Path, typer.Argument(help="folder of a gallery", metavar="DIR", show_default=False)]
@@ -54,11 +63,15 @@ def build(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="leave out images that cannot be read instead of refusing the gallery")
     ] = False,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="store small grey pictures of the keyframes, which geometric verification needs")
+    ] = False,
     engine: Annotated[str | None, setting(EngineSettings, "engine")] = None,
     ray_address: Annotated[str | None, setting(EngineSettings, "address", "--ray-address")] = None,
     ray_workers: Annotated[int | None, setting(EngineSettings, "workers", "--ray-workers")] = None,
     batch_size: Annotated[int | None, setting(GallerySettings, "batch_size")] = None,
     threads: Annotated[int | None, setting(GallerySettings, "threads")] = None,
+    index: Annotated[str | None, setting(IndexSettings, "kind", "--index", metavar=KINDS)] = None,
     config: Config = None,
 ) -> None:
     """Describe the images of SOURCE with the gallery network and write a gallery.
@@ -86,11 +99,14 @@ def build(
     )
     if projection_dim == 0:
         settings = settings.model_copy(update={"projection_dim": None})
+    if thumbnails and not settings.thumbnail_side_px:
+        settings = settings.model_copy(update={"thumbnail_side_px": THUMBNAIL_SIDE_PX})
     engine_settings = make_settings(EngineSettings, config, engine=engine, address=ray_address, workers=ray_workers)
     source_settings = make_settings(
         SourceSettings, config, image_topic=image_topic, pose_topic=pose_topic, trajectory_file=trajectory,
         cities=None if cities is None else tuple(cities.split(",")), min_images_per_place=min_images_per_place,
     )  # fmt: skip
+    index_settings = make_settings(IndexSettings, config, kind=index)
     reading = make_settings(BenchmarkSettings, config, layout=layout, split=split, version=version, source=source_settings)
 
     from asymvpr_core.datasets.benchmark_source import open_database
@@ -101,7 +117,7 @@ def build(
 
     build_gallery(
         dataset, settings, out, projection_from=projection_from, weights=weights, skip_unreadable=skip_unreadable,
-        engine=engine_settings, progress=terminal_progress(),
+        engine=engine_settings, index=index_settings, progress=terminal_progress(),
     )  # fmt: skip
     _print_summary(out)
     if isinstance(settings.projection_dim, int) and projection_from is None:
@@ -123,6 +139,7 @@ def project(
             show_default=False,
         ),
     ] = None,
+    index: Annotated[str | None, setting(IndexSettings, "kind", "--index", metavar=KINDS)] = None,
     config: Config = None,
 ) -> None:
     """Write a gallery of smaller descriptors, from the stored ones: no image is read again.
@@ -135,6 +152,7 @@ def project(
       asymvpr export run --projection-from map_512 --out model_512
     """
     settings = make_settings(GallerySettings, config, projection=projection, whitening=whitening)
+    index_settings = make_settings(IndexSettings, config, kind=index)
 
     from asymvpr_core.manifest import read_manifest
 
@@ -142,7 +160,7 @@ def project(
 
     from asymvpr_core.gallery.project import project_gallery
 
-    project_gallery(gallery, dim, settings, out, projection_from=projection_from)
+    project_gallery(gallery, dim, settings, out, projection_from=projection_from, index=index_settings, progress=terminal_progress())
     _print_summary(out)
     if projection_from is None:
         _print_shortfall(out, dim)
@@ -157,22 +175,26 @@ def info(gallery: GalleryFolder) -> None:
 @app.command()
 def verify(gallery: GalleryFolder) -> None:
     """Check every file of a gallery against its checksum, and that they fit together."""
-    from asymvpr_core.gallery.store import INDEX, Gallery
+    from asymvpr_core.gallery.store import Gallery
     from asymvpr_core.manifest import read_manifest, verify_files
-    from asymvpr_core.retrieval.index import read_index
+    from asymvpr_core.retrieval.calibration import read_calibration
+    from asymvpr_core.retrieval.gallery_index import open_index
 
     manifest = read_manifest(gallery, "gallery")
     verify_files(gallery, manifest)
     opened = Gallery.open(gallery, verify=False)
-    read_index(gallery / INDEX)
+    open_index(opened)
+    read_calibration(gallery)
     typer.echo(f"{gallery} is whole: {len(manifest.files)} files, {len(opened)} keyframes, pair {manifest.gallery_network.pair_id}")
 
 
 def _print_summary(path: Path) -> None:
     from asymvpr_core.gallery.store import Gallery
+    from asymvpr_core.retrieval.calibration import read_calibration
+    from asymvpr_core.retrieval.gallery_index import read_index_manifest
 
     gallery = Gallery.open(path, verify=False)
-    manifest = gallery.manifest
+    manifest, index = gallery.manifest, read_index_manifest(gallery)
     identity = manifest.gallery_network
     rows = {
         "gallery": path,
@@ -180,6 +202,7 @@ def _print_summary(path: Path) -> None:
         "map frame": gallery.map_frame,
         "network": identity.name,
         "descriptors": f"{identity.dimension}-D {gallery.descriptors.dtype}",
+        "index": "exact" if index is None else index.note or index.kind,
         "projection": "none" if identity.projection_sha256 is None else identity.projection_sha256[:12],
         "pair": identity.pair_id,
         "weights": _weights(identity.weights_sha256, manifest.details.get("weights")),
@@ -190,6 +213,11 @@ def _print_summary(path: Path) -> None:
     }
     for name, value in rows.items():
         typer.echo(f"{name:12} {value}")
+    calibration = read_calibration(path)
+    for line in ["calibrated   no"] if calibration is None else calibration.summary():
+        typer.echo(line)
+    if calibration is not None and calibration.gallery.get("digest") != gallery.digest:
+        typer.echo(f"calibrated   NOT usable: it is of gallery {calibration.gallery.get('path')}, as it was then")
     skipped = list(manifest.details.get("skipped_images", {}).values())
     for reason in skipped[:_SHOWN]:
         typer.echo(f"skipped      {reason}")

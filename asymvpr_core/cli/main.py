@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from asymvpr_core import __version__
-from asymvpr_core.cli import bank, bench, dataset, demo, evaluate, export, gallery, networks, train
+from asymvpr_core.cli import bank, bench, calibrate, dataset, demo, evaluate, evaluate_bag, export, gallery, index, model, networks, train
 from asymvpr_core.cli.failures import one_line_errors
 
 HELP = """\
@@ -54,7 +54,10 @@ class Commands(TyperGroup):
     """The commands in the order of the work, with known errors as one line whichever of them raises."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return ["demo", "networks", "dataset", "gallery", "bank", "align", "train", "export", "evaluate", "bench"]
+        return [
+            "demo", "networks", "dataset", "gallery", "index", "bank", "align", "train", "export", "model", "calibrate",
+            "evaluate", "bench",
+        ]  # fmt: skip
 
     def invoke(self, ctx: Any) -> Any:
         with one_line_errors():
@@ -75,10 +78,14 @@ app.command("demo")(demo.demo)
 app.add_typer(networks.app, name="networks")
 app.add_typer(dataset.app, name="dataset")
 app.add_typer(gallery.app, name="gallery")
+app.add_typer(index.app, name="index")
 app.add_typer(bank.app, name="bank")
 app.command("align")(train.align)
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.add_typer(model.app, name="model")
+app.command("calibrate")(calibrate.calibrate)
+evaluate.app.command("bag")(evaluate_bag.bag)
 app.add_typer(evaluate.app, name="evaluate")
 app.command("bench")(bench.bench)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,11 +12,20 @@ from asymvpr_core.cli.progress import terminal_progress
 from asymvpr_core.config import ComparisonSettings, EvaluationSettings, SourceSettings, TrainSettings
 from asymvpr_core.settings_files import make_settings
 
-GalleryFolder = Annotated[Path, typer.Argument(help="folder of the gallery to train against", metavar="GALLERY", show_default=False)]
+if TYPE_CHECKING:
+    from asymvpr_core.manifest import GalleryNetworkIdentity
+
+GalleryFolders = Annotated[
+    list[Path],
+    typer.Argument(
+        help="folder of the gallery to train against, or of several of one pair to train against together", metavar="GALLERY…",
+        show_default=False,
+    ),
+]  # fmt: skip
 
 
 def train(
-    gallery: GalleryFolder,
+    galleries: GalleryFolders,
     out: Annotated[Path, out_option("the training run, or with --compare the comparison")],
     query_network: Annotated[str | None, setting(TrainSettings, "query_network")] = None,
     loss: Annotated[str | None, setting(TrainSettings, "loss")] = None,
@@ -43,6 +52,7 @@ def train(
     neighbours_k: Annotated[int | None, setting(TrainSettings, "neighbours_k")] = None,
     regression_weight: Annotated[float | None, setting(TrainSettings, "regression_weight")] = None,
     frozen_share: Annotated[float | None, setting(TrainSettings, "frozen_share")] = None,
+    cached_views: Annotated[int | None, setting(TrainSettings, "cached_views")] = None,
     precision: Annotated[str | None, setting(TrainSettings, "precision")] = None,
     accumulate_batches: Annotated[int | None, setting(TrainSettings, "accumulate_batches")] = None,
     gradient_clip: Annotated[float | None, setting(TrainSettings, "gradient_clip")] = None,
@@ -82,12 +92,14 @@ def train(
     """Train a light query network on the images and descriptors of GALLERY.
 
     The gallery network itself is not needed. Give the same command again after a kill: training
-    continues from the last finished epoch.
+    continues from the last finished epoch. Of several galleries, which must be of one pair, all
+    images are trained on; places of different galleries are different places.
 
     \b
     Examples
       asymvpr train map --query-network efficientnet_lite0_gem --loss asym+ --out run
       asymvpr train map --recipe small_site --out run
+      asymvpr train map_north map_south --out run
       asymvpr train map --loss csd --neighbours neighbours --out csd_run
       asymvpr train map --compare aligned,asym+,csd --queries images/queries --out losses
     """
@@ -95,37 +107,38 @@ def train(
         raise typer.BadParameter("--seeds, --database and --queries belong to --compare", param_hint="'--compare'")
     if compare is not None and queries is None:
         raise typer.BadParameter("--compare needs --queries", param_hint="'--queries'")
+    if compare is not None and len(galleries) > 1:
+        raise typer.BadParameter(f"--compare takes one gallery, not {len(galleries)}", param_hint="'GALLERY'")
     settings = make_settings(
         TrainSettings, config, recipe=recipe, query_network=query_network, loss=loss, init=init, epochs=epochs, batch_size=batch_size,
         sampler=sampler, images_per_place=images_per_place, learning_rate=learning_rate, temperature=temperature, gamma=gamma,
         gamma_scale=gamma_scale, neighbours_k=neighbours_k, regression_weight=regression_weight, frozen_share=frozen_share,
-        precision=precision, accumulate_batches=accumulate_batches, gradient_clip=gradient_clip, ema_decay=ema_decay,
-        accelerator=accelerator, devices=devices, num_nodes=num_nodes, seed=seed, workers=workers, threads=threads,
+        cached_views=cached_views, precision=precision, accumulate_batches=accumulate_batches, gradient_clip=gradient_clip,
+        ema_decay=ema_decay, accelerator=accelerator, devices=devices, num_nodes=num_nodes, seed=seed, workers=workers, threads=threads,
     )  # fmt: skip
 
-    from asymvpr_core.manifest import read_manifest
-
-    identity = read_manifest(gallery, "gallery").gallery_network  # before torch is imported: a wrong path answers at once
+    identity = _pair_of(galleries)
 
     if compare is not None:
         comparison = make_settings(ComparisonSettings, config, seeds=_parse_seeds(seeds))
         evaluation = make_settings(EvaluationSettings, config, radius_m=radius_m)
         source = make_settings(SourceSettings, config)
-        _compare(gallery, compare, settings, comparison, database, queries, source, evaluation, out, bank, neighbours, weights)
+        _compare(galleries[0], compare, settings, comparison, database, queries, source, evaluation, out, bank, neighbours, weights)
         return
 
+    from asymvpr_core.memory.origin import named
     from asymvpr_core.training.hardware import rank
     from asymvpr_core.training.run import train as train_run
 
-    train_run(gallery, settings, out, weights=weights, bank=bank, neighbours=neighbours, progress=terminal_progress())
+    train_run(galleries, settings, out, weights=weights, bank=bank, neighbours=neighbours, progress=terminal_progress())
     if rank() > 0:  # of several processes one speaks
         return
-    typer.echo(f"{out}: {settings.query_network} trained against {gallery} ({identity})")
+    typer.echo(f"{out}: {settings.query_network} trained against {named(galleries)} ({identity})")
     typer.echo(f"next: asymvpr export {out} --out MODEL")
 
 
 def align(
-    gallery: GalleryFolder,
+    galleries: GalleryFolders,
     query_network: Annotated[str, typer.Option("--query-network", help="name of the query network", metavar="NAME", show_default=False)],
     out: Annotated[Path, out_option("the training run")],
     alignment_copies: Annotated[int | None, setting(TrainSettings, "alignment_copies")] = None,
@@ -150,17 +163,24 @@ def align(
         accelerator=accelerator, seed=seed, workers=workers, threads=threads, epochs=0, init="aligned",
     )  # fmt: skip
 
+    identity = _pair_of(galleries)
+
     from asymvpr_core.manifest import read_manifest
-
-    identity = read_manifest(gallery, "gallery").gallery_network
-
+    from asymvpr_core.memory.origin import named
     from asymvpr_core.training.run import train as train_run
 
-    train_run(gallery, settings, out, weights=weights, progress=terminal_progress())
+    train_run(galleries, settings, out, weights=weights, progress=terminal_progress())
     found = read_manifest(out, "run").details["alignment"]
-    typer.echo(f"{out}: {settings.query_network} aligned with {gallery} ({identity})")
+    typer.echo(f"{out}: {settings.query_network} aligned with {named(galleries)} ({identity})")
     typer.echo(f"ridge {found['ridge']:.3g}, cosine to the gallery descriptors of held-out places {found['held_out_cosine']:.3f}")
     typer.echo(f"next: asymvpr export {out} --out MODEL")
+
+
+def _pair_of(galleries: list[Path]) -> GalleryNetworkIdentity:
+    """The pair of the first gallery, read before torch is imported: a wrong path answers at once."""
+    from asymvpr_core.manifest import read_manifest
+
+    return [read_manifest(gallery, "gallery").gallery_network for gallery in galleries][0]
 
 
 def _parse_seeds(text: str | None) -> tuple[int, ...] | None:

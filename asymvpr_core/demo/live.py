@@ -1,6 +1,7 @@
 """The live part: the real node as a process of its own, a bag replayed into it over ROS 2, its answers recorded.
 
-The core imports no ROS: the three executables of asymvpr_ros are started as processes.
+With odometry in the bag, a pose graph uses the node's loop closures beside it. The core imports no ROS: the
+executables of asymvpr_ros and examples/pose_graph_slam.py are started as processes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from asymvpr_core.config import MatcherSettings, RuntimeSettings
@@ -22,6 +23,8 @@ from asymvpr_core.progress import Progress, silent
 
 _COMPRESSED = "sensor_msgs/msg/CompressedImage"
 _READY_S, _STOP_S, _POLL_S = 60.0, 15.0, 0.1
+SLAM_FOLDER = "slam"
+_SLAM = "pose_graph_slam.py"
 
 
 def ros_is_installed() -> bool:
@@ -46,6 +49,8 @@ def replay_live(
     rate: float = 1.0,
     matcher: MatcherSettings | None = None,
     runtime: RuntimeSettings | None = None,
+    odometry_topic: str | None = None,
+    slam: Path | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Replay `bag` with /clock into the live node and record what it publishes; returns the recording (JSON lines).
@@ -53,6 +58,8 @@ def replay_live(
     The logs of the processes lie beside the recording. All processes are stopped, also after an error.
 
     Args:
+        odometry_topic: nav_msgs/Odometry to replay too; None: none.
+        slam: the pose-graph script to run beside the node, which leaves its trajectories in `out/slam`; None: none.
         image_type: message type of `image_topic`; a CompressedImage goes to `image/compressed`.
         out: folder for the recording and the logs; made if it is missing.
         rate: speed of the replay against the recording.
@@ -78,12 +85,20 @@ def replay_live(
     node = ["place_recognition_node", "--ros-args", "-r", remapping]
     for name, value in parameters.items():
         node += ["-p", f"{name}:={value}"]
-    player = ["bag_player", str(bag), "--rate", str(rate), "--topics", image_topic, "--wait-for", image_topic, "/clock"]
-    with _process(["match_recorder", "--out", str(recording)], out) as recorder, _process(node, out) as running:
-        _wait(lambda: recording.exists() and "/diagnostics" in recording.read_text(encoding="utf-8"), [recorder, running], out)
+    player = ["bag_player", str(bag), "--rate", str(rate), "--wait-for", image_topic, "/clock"]
+    if odometry_topic is not None:
+        node += ["-r", f"odom:={odometry_topic}"]
+        player += [odometry_topic] if slam is not None else []
+    player += ["--topics", image_topic, *([] if odometry_topic is None else [odometry_topic])]
+    with ExitStack() as stack:
+        recorder, running = (stack.enter_context(_process(command, out)) for command in (["match_recorder", "--out", str(recording)], node))
+        others = [recorder, running]
+        if slam is not None and odometry_topic is not None:
+            others.append(stack.enter_context(_process([str(slam), *_slam_arguments(out / SLAM_FOLDER, odometry_topic)], out)))
+        _wait(lambda: recording.exists() and "/diagnostics" in recording.read_text(encoding="utf-8"), others, out)
         with _process(player, out) as playing:
             deadline = time.monotonic() + _READY_S + 2 * duration_s / rate
-            for _second in progress(_until_end(playing, [recorder, running], out, deadline), "live node", round(duration_s / rate)):
+            for _second in progress(_until_end(playing, others, out, deadline), "live node", round(duration_s / rate)):
                 pass
             if playing.returncode != 0:
                 raise _failed(playing, out)
@@ -91,20 +106,41 @@ def replay_live(
     return recording
 
 
+def find_slam() -> Path:
+    """The pose-graph example: in the repository, or where an installation puts it.
+
+    Raises:
+        EvaluationError: it is not there, or GTSAM is not installed.
+    """
+    prefixes = [sys.prefix, *filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep))]
+    folders = [
+        Path(__file__).resolve().parents[2] / "examples",
+        *(Path(prefix) / "share" / "asymvpr_ros" / "examples" for prefix in prefixes),
+    ]
+    script = next((folder / _SLAM for folder in folders if (folder / _SLAM).is_file()), None)
+    if script is None:
+        raise EvaluationError(f"{_SLAM} is in none of {', '.join(map(str, folders))}", remedy="run the demo from the repository")
+    if importlib.util.find_spec("gtsam") is None:
+        raise EvaluationError("GTSAM is not installed in this Python", remedy="run 'make setup', or pip install gtsam")
+    return script
+
+
+def _slam_arguments(out: Path, odometry_topic: str) -> list[str]:
+    return ["--out", str(out), "--ros-args", "-r", f"odom:={odometry_topic}", "-p", "use_sim_time:=true"]
+
+
 @contextmanager
 def _process(command: list[str], logs: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run an executable of asymvpr_ros; on leaving, ask it to stop, and kill it if it does not."""
+    """Run an executable of asymvpr_ros, or a script by its path; on leaving, ask it to stop, and kill it if it does not."""
     environment = os.environ | {
         # A domain of our own: nothing else on the machine or network may answer or be answered.
         "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_LOG_DIR": str(logs.resolve()),
     }
-    log = logs / f"{command[0]}.log"
-    with open(log, "wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"asymvpr_ros.{command[0]}", *command[1:]], env=environment, stdout=file, stderr=subprocess.STDOUT
-        )
+    program = [command[0]] if command[0].endswith(".py") else ["-m", f"asymvpr_ros.{command[0]}"]
+    with open(logs / f"{Path(command[0]).stem}.log", "wb") as file:
+        process = subprocess.Popen([sys.executable, *program, *command[1:]], env=environment, stdout=file, stderr=subprocess.STDOUT)
         try:
             yield process
         finally:
@@ -165,6 +201,7 @@ def _check_alive(processes: list[subprocess.Popen[bytes]], logs: Path) -> None:
 
 
 def _failed(process: subprocess.Popen[bytes], logs: Path) -> EvaluationError:
-    name = str(process.args[2]).rpartition(".")[2]  # type: ignore[index]
+    words = [str(word) for word in process.args]  # type: ignore[union-attr]
+    name = words[2].rpartition(".")[2] if words[1] == "-m" else Path(words[1]).stem
     lines = (logs / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
     return EvaluationError(f"{name} ended with code {process.returncode}: {' | '.join(lines[-3:])}", remedy=f"read {logs / name}.log")

@@ -4,7 +4,7 @@ Topics, in both bags::
 
     /camera/image/compressed   sensor_msgs/CompressedImage, JPEG, frame `camera`
     /camera/camera_info        sensor_msgs/CameraInfo
-    /odom                      nav_msgs/Odometry, `odom` → `base_link`, drifting
+    /odom                      nav_msgs/Odometry, `odom` → `base_link`, drifting; see route.wheel_odometry
     /ground_truth/pose         geometry_msgs/PoseStamped, base_link in `map`
 
 The camera sits above base_link and looks along its +x axis.
@@ -167,11 +167,7 @@ def _frames(settings: TownSettings, laps: list[Lap]) -> Iterator[dict[str, Itera
 def _write_lap(path: Path, lap: Lap, settings: TownSettings, images: Iterator[bytes]) -> None:
     truth = lap.poses(lap.odometry_times_s)
     odometry, speeds = wheel_odometry(lap.states(lap.odometry_times_s), lap.odometry_times_s, settings, lap.index)
-    twist_covariance = np.diag(
-        [(settings.odometry_noise * settings.speed_m_s) ** 2 + 1e-6] * 2
-        + [1e-6] * 3
-        + [math.radians(settings.odometry_yaw_noise_deg_s) ** 2 + 1e-6]
-    )
+    twist_covariance = _twist_covariance(settings)
     focal = settings.image_width / 2 / math.tan(math.radians(settings.horizontal_fov_deg) / 2)
     step = 0
     with BagWriter(path, storage=settings.storage) as bag:
@@ -209,3 +205,12 @@ def _write_lap(path: Path, lap: Lap, settings: TownSettings, images: Iterator[by
             )
             bag.write_compressed_image(IMAGE_TOPIC, stamp, "camera", data)
         write_poses(math.inf)
+
+
+def _twist_covariance(settings: TownSettings) -> np.ndarray:
+    """(6, 6) of a message's speeds, at the speed of a straight street: the noise of one step over its duration."""
+    step_m = settings.speed_m_s / settings.odometry_rate_hz
+    speed_std = settings.odometry_distance_noise_m * math.sqrt(step_m) * settings.odometry_rate_hz
+    yaw_rate_std = math.radians(settings.odometry_yaw_noise_deg) * math.sqrt(step_m) * settings.odometry_rate_hz
+    # Never zero, which filters take for a perfect sensor or refuse.
+    return np.diag([speed_std**2 + 1e-6] * 2 + [1e-6] * 3 + [yaw_rate_std**2 + 1e-6])

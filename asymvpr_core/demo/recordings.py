@@ -65,8 +65,8 @@ def rendered_recordings(out: Path, settings: TownSettings, progress: Progress = 
         mapping_source=source,
         live_source=source,
         outline=build_town(town).outline(),
-        # Two seconds of frames: half a second at 10 Hz shows one façade, which a look-alike street shows too.
-        matcher=MatcherSettings(sequence_length=20, min_votes=15),
+        # Look-alike streets: a façade that another street shows too proves nothing, several along the way driven do.
+        matcher=MatcherSettings(sequence="bayes"),
         # At 25 m a frame at a junction would count as a revisit of the street that it does not look into.
         evaluation=EvaluationSettings(radius_m=10.0, max_yaw_deg=45.0),
         description=f"rendered town, seed {town.seed}: mapping by {town.mapping_weather}, live lap in {', '.join(town.live_weather)}",

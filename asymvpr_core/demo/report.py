@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from asymvpr_core.demo.slam import SlamResult, slam_section
 from asymvpr_core.evaluation.bag import BagResult
 from asymvpr_core.evaluation.bag_report import map_section, pair_sections, precision_recall_section, protocol_section
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall
@@ -28,7 +29,8 @@ class Comparison:
 class DemoResult:
     """What the demo measured: the live node's published matches, and three query networks on the same frames.
 
-    `identical_candidates` is (identical, compared) between the live node and the offline evaluation.
+    `identical_candidates` is (identical, compared) between the live node and the offline evaluation. `slam` is what the
+    pose graph made of the node's closures; None where none ran, for the reason `no_slam`.
     """
 
     out: Path
@@ -39,6 +41,8 @@ class DemoResult:
     comparison: list[Comparison]
     seconds: dict[str, float]
     outline: Sequence[np.ndarray]
+    slam: SlamResult | None
+    no_slam: str
     report: Path
 
     def metrics(self) -> dict[str, Any]:
@@ -48,6 +52,7 @@ class DemoResult:
             "description": self.description,
             "live": self.live,
             "live_and_offline_candidates": {"identical": identical, "compared": compared},
+            "slam": self.slam.metrics() if self.slam else {"left_out": self.no_slam},
             "offline": {item.name: item.metrics for item in self.comparison},
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
@@ -66,7 +71,14 @@ class DemoResult:
             ("position error: median / 95 %", f"{number(error['median'])} / {number(error['p95'])}", "m"),
             ("frame latency: p50 / p95", f"{number(latency['p50'], 1)} / {number(latency['p95'], 1)}", "ms"),
             ("same candidates as offline", f"{identical} of {compared}", "frames"),
+            *self._slam_rows(),
         ]
+
+    def _slam_rows(self) -> list[tuple[str, str, str]]:
+        if self.slam is None:
+            return [("trajectory error", f"left out: {self.no_slam}", "")]
+        before, after = self.slam.odometry.rmse_m, self.slam.corrected.rmse_m
+        return [("trajectory error: odometry / after loop closures", f"{number(before)} / {number(after)}", "m")]
 
     def comparison_rows(self) -> list[tuple[str, ...]]:
         """One row a query network: name, Recall@1 and @5, average precision, recall at 100 % precision, matches, false."""
@@ -99,6 +111,7 @@ def write_demo_report(result: DemoResult) -> None:
     offline, others = result.offline, [(item.name, item.sweep) for item in result.comparison if item.name != "trained"]
     sections = [
         Section("The live node", [_key_figures(result), _live_table(result)], _LIVE_INTRO),
+        *([slam_section(result.slam, result.outline)] if result.slam else []),
         map_section(offline, result.outline),
         Section("Trained against untrained", [_comparison_table(result)], _COMPARISON_INTRO),
         precision_recall_section(offline, others),
@@ -127,8 +140,16 @@ def _key_figures(result: DemoResult) -> KeyFigures:
         KeyFigure("published matches", str(live["n_published"]), "", f"on {live['n_opportunities']} revisit opportunities"),
         KeyFigure("precision", percent(live["precision_of_published"]), "%", f"{false} false", "bad" if false else "good"),
         KeyFigure("position error, median", number(error["median"]), "m", f"95 %: {number(error['p95'])} m"),
+        *_slam_figure(result),
         KeyFigure("frame latency, median", number(live["latency_ms"]["p50"], 1), "ms", f"{live['n_frames_dropped']} frames dropped"),
     ))  # fmt: skip
+
+
+def _slam_figure(result: DemoResult) -> tuple[KeyFigure, ...]:
+    if result.slam is None:
+        return ()
+    before, after = result.slam.odometry.rmse_m, result.slam.corrected.rmse_m
+    return (KeyFigure("trajectory error", number(after), "m", f"odometry alone: {number(before)} m", "good" if after < before else "bad"),)
 
 
 def _live_table(result: DemoResult) -> Table:

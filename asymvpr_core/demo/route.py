@@ -139,21 +139,29 @@ def _wander(rng: np.random.Generator, at: np.ndarray, shortest: float, longest: 
 def wheel_odometry(states: np.ndarray, times_s: np.ndarray, settings: TownSettings, lap_index: int) -> tuple[np.ndarray, np.ndarray]:
     """What the wheels say: poses (N, 3) x, y, yaw in the frame `odom`, and speeds (N, 3) vx, vy [m/s], yaw rate [rad/s].
 
-    Odometry starts at zero. Each step's true motion gets the error of the wheels' scale, noise in
-    proportion to the speed, and a yaw rate with bias and noise; the errors add up along the lap.
+    Odometry starts at zero. Each step's true motion gets the error of the wheels' scale, a yaw bias in
+    proportion to the way, and random errors whose variances are in proportion to the way and to the turn
+    (Thrun, Burgard, Fox: Probabilistic Robotics, section 5.4); the errors add up along the lap. What they
+    add up to does not depend on `odometry_rate_hz`.
 
     Args:
         states: (N, >= 3) true x, y [m], yaw [rad, unwrapped] in `map`.
     """
-    rng = np.random.default_rng([settings.seed, 62, lap_index])
+    seed = settings.seed if settings.odometry_seed is None else settings.odometry_seed
+    rng = np.random.default_rng([seed, 62, lap_index])
     dt = np.diff(times_s)
     step = np.diff(states[:, :2], axis=0)
     yaw = states[:-1, 2]
     forward = np.cos(yaw) * step[:, 0] + np.sin(yaw) * step[:, 1]
     sideways = -np.sin(yaw) * step[:, 0] + np.cos(yaw) * step[:, 1]
-    scale = (1 + settings.odometry_scale_error) * (1 + settings.odometry_noise * rng.standard_normal(len(dt)))
-    drift_deg_s = settings.odometry_yaw_bias_deg_s + settings.odometry_yaw_noise_deg_s * rng.standard_normal(len(dt))
-    turn = np.diff(states[:, 2]) + np.radians(drift_deg_s) * dt
+    way_m, turn = np.hypot(forward, sideways), np.diff(states[:, 2])
+    way_error_m = settings.odometry_scale_error * way_m + settings.odometry_distance_noise_m * np.sqrt(way_m) * rng.standard_normal(len(dt))
+    yaw_noise_deg = np.hypot(
+        settings.odometry_yaw_noise_deg * np.sqrt(way_m), settings.odometry_turn_noise_deg * np.sqrt(np.abs(np.degrees(turn)))
+    )
+    turn = turn + np.radians(settings.odometry_yaw_bias_deg * way_m + yaw_noise_deg * rng.standard_normal(len(dt)))
+    # The wheels roll too far or too short along the true direction; standing still, there is no way to err on.
+    scale = 1 + np.divide(way_error_m, way_m, out=np.zeros_like(way_m), where=way_m > 0)
     forward, sideways = forward * scale, sideways * scale
     heading = np.concatenate([[0.0], np.cumsum(turn)])
     dx = np.cos(heading[:-1]) * forward - np.sin(heading[:-1]) * sideways

@@ -20,12 +20,13 @@ from asymvpr_core.config import (
     TrainSettings,
 )
 from asymvpr_core.datasets.bag_dataset import BagDataset
-from asymvpr_core.demo.live import replay_live, require_ros
+from asymvpr_core.demo.live import SLAM_FOLDER, find_slam, replay_live, require_ros
 from asymvpr_core.demo.recordings import Recordings, find_own, mapping_dataset, own_recordings, rendered_recordings
 from asymvpr_core.demo.report import Comparison, DemoResult, write_demo_report
+from asymvpr_core.demo.slam import SlamResult, evaluate_slam, odometry_topic, recorded_closures
 from asymvpr_core.demo.town_settings import TownSettings
 from asymvpr_core.deploy.export import export_model
-from asymvpr_core.errors import ArtefactError
+from asymvpr_core.errors import ArtefactError, EvaluationError
 from asymvpr_core.evaluation.bag import BagResult, evaluate_run
 from asymvpr_core.evaluation.recorded import compare_candidates, evaluate_recorded, read_recording
 from asymvpr_core.gallery.build import build_gallery
@@ -106,8 +107,12 @@ def run_demo(
     )
     models = {name: _model(name, training, gallery, out, clock, progress) for name, training in _trainings(settings.training).items()}
     live = recordings.open_live()
-    offline = {name: _evaluate(name, live, gallery, model, recordings, settings, out, clock, progress) for name, model in models.items()}
-    records = clock("live", lambda: _run_live(live, gallery, models["trained"], recordings, settings, out, progress))
+    odometry = odometry_topic(live.root, live.pose_topic)
+    offline = {
+        name: _evaluate(name, live, gallery, model, recordings, settings, out, odometry, clock, progress) for name, model in models.items()
+    }
+    slam_script, no_slam = _slam_script(odometry)
+    records = clock("live", lambda: _run_live(live, gallery, models["trained"], recordings, settings, out, odometry, slam_script, progress))
     published = evaluate_recorded(
         records,
         live.trajectory(),
@@ -125,6 +130,8 @@ def run_demo(
         comparison=[Comparison(name, item.metrics, item.sweep) for name, item in offline.items()],
         seconds=clock.seconds,
         outline=recordings.outline,
+        slam=None if slam_script is None else _evaluate_slam(out / "live" / SLAM_FOLDER, live, records),
+        no_slam=no_slam,
         report=out / REPORT,
     )
     write_text_atomically(out / METRICS, json.dumps(result.metrics(), indent=2) + "\n")
@@ -153,17 +160,18 @@ def _model(name: str, training: TrainSettings, gallery: Path, out: Path, clock: 
 
 
 def _evaluate(
-    name: str, live: BagDataset, gallery: Path, model: Path, recordings: Recordings, settings: DemoSettings, out: Path, clock: _Clock,
-    progress: Progress,
+    name: str, live: BagDataset, gallery: Path, model: Path, recordings: Recordings, settings: DemoSettings, out: Path,
+    odometry: str | None, clock: _Clock, progress: Progress,
 ) -> BagResult:  # fmt: skip
     recogniser = PlaceRecogniser.open(gallery, model, recordings.matcher, settings.runtime)
     where = _renewed(out / f"evaluation_{name}")
-    return clock(where.name, lambda: evaluate_run(live, recogniser, recordings.evaluation, where, progress))
+    return clock(where.name, lambda: evaluate_run(live, recogniser, recordings.evaluation, where, progress, odometry_topic=odometry))
 
 
 def _run_live(
-    live: BagDataset, gallery: Path, model: Path, recordings: Recordings, settings: DemoSettings, out: Path, progress: Progress
-) -> list[dict[str, Any]]:
+    live: BagDataset, gallery: Path, model: Path, recordings: Recordings, settings: DemoSettings, out: Path, odometry: str | None,
+    slam_script: Path | None, progress: Progress,
+) -> list[dict[str, Any]]:  # fmt: skip
     recording = replay_live(
         live.root,
         live.image_topic,
@@ -174,9 +182,25 @@ def _run_live(
         rate=settings.rate,
         matcher=recordings.matcher,
         runtime=settings.runtime,
+        odometry_topic=odometry,
+        slam=slam_script,
         progress=progress,
     )
     return read_recording(recording)
+
+
+def _slam_script(odometry: str | None) -> tuple[Path | None, str]:
+    """The pose graph to run beside the node; None, with the reason, where it cannot run."""
+    if odometry is None:
+        return None, "the live recording has no odometry topic of its own"
+    try:
+        return find_slam(), ""
+    except EvaluationError as error:
+        return None, str(error)
+
+
+def _evaluate_slam(folder: Path, live: BagDataset, records: list[dict[str, Any]]) -> SlamResult:
+    return evaluate_slam(folder, live.trajectory(), recorded_closures(records))
 
 
 def _claim(out: Path, source: Path | None, settings: DemoSettings) -> None:

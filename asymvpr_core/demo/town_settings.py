@@ -40,8 +40,19 @@ class TownSettings(Settings):
     jpeg_quality: int = Field(90, ge=30, le=100, description="quality of the recorded JPEG pictures")
     odometry_rate_hz: float = Field(20.0, gt=0.0, le=200.0, description="wheel odometry and ground-truth poses per second [Hz]")
     odometry_scale_error: float = Field(0.02, ge=-0.2, le=0.2, description="relative error of the wheel radius")
-    odometry_noise: float = Field(0.05, ge=0.0, le=1.0, description="standard deviation of the speed's noise as a share of the speed")
-    odometry_yaw_bias_deg_s: float = Field(0.1, ge=-5.0, le=5.0, description="constant error of the yaw rate [deg/s]")
-    odometry_yaw_noise_deg_s: float = Field(1.0, ge=0.0, le=20.0, description="standard deviation of the yaw rate's noise [deg/s]")
+    odometry_distance_noise_m: float = Field(
+        0.05, ge=0.0, le=1.0, description="standard deviation [m] of the way's error after one metre; grows with the root of the way"
+    )
+    odometry_yaw_bias_deg: float = Field(0.02, ge=-1.0, le=1.0, description="constant error of the yaw [deg] in every metre")
+    odometry_yaw_noise_deg: float = Field(
+        0.15, ge=0.0, le=5.0, description="standard deviation of the yaw's error [deg] after one metre; grows with the root of the way"
+    )
+    odometry_turn_noise_deg: float = Field(
+        0.1,
+        ge=0.0,
+        le=5.0,
+        description="standard deviation of the yaw's error [deg] after a turn by one degree; grows with the root of the turn",
+    )
+    odometry_seed: int | None = Field(None, ge=0, description="seed of the odometry's noise; None: the town's")
     storage: Literal["sqlite3", "mcap"] = Field("sqlite3", description="storage format of the two bags")
     processes: int = Field(2, ge=1, le=64, description="rendering processes; the pictures do not depend on it")

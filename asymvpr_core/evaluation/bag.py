@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,43 +11,45 @@ from typing import Any
 import numpy as np
 
 from asymvpr_core.config import EvaluationSettings, MatcherSettings, RuntimeSettings, SourceSettings
+from asymvpr_core.datasets.bag_odometry import read_odometry
 from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.datasets.ground_truth import find_positives
 from asymvpr_core.datasets.source import open_source
-from asymvpr_core.datasets.trajectory import Trajectory, write_tum
 from asymvpr_core.errors import EvaluationError
+from asymvpr_core.evaluation.bag_files import write_matches, write_trajectory
+from asymvpr_core.evaluation.bag_metrics import bag_metrics
 from asymvpr_core.evaluation.bag_report import write_bag_report
+from asymvpr_core.evaluation.decisions import decide, judge_by
+from asymvpr_core.evaluation.encoded_run import EncodedRun, encode_run
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall, precision_recall
-from asymvpr_core.evaluation.outcomes import FrameOutcome, Outcome, detection_delay, judge, without_recent
+from asymvpr_core.evaluation.outcomes import FrameOutcome, in_ring, judge, without_recent
 from asymvpr_core.evaluation.picture_pairs import PicturePairs, picture_pairs
-from asymvpr_core.evaluation.protocol import (
-    check_map_frames,
-    check_poses,
-    correct_match_rule,
-    encoder_identity,
-    gallery_identity,
-    median,
-    percentiles,
-    write_metrics,
-)
-from asymvpr_core.evaluation.retrieval_metrics import recall_at_k
+from asymvpr_core.evaluation.protocol import check_map_frames, check_poses, write_metrics
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import new_folder
 from asymvpr_core.progress import Progress, silent
+from asymvpr_core.retrieval.matcher import Verifier
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
+from asymvpr_core.types import Match, QueryFrame, Recognition
 
 METRICS, MATCHES, TRAJECTORY, REPORT = "metrics.json", "matches.csv", "matches.tum", "report.html"
 
 
 @dataclass(frozen=True)
 class BagResult:
-    """What a run gave: `metrics` as in `metrics.json`, every frame in order, the sweep, and pairs to look at."""
+    """What a run gave: `metrics` as in `metrics.json`, every frame in order, the sweeps, and pairs to look at.
+
+    `sweep` is over the best candidate of every frame alone; `agreed` is what the matcher accepts at one threshold after
+    another, with agreement over time and verification. `descriptors` (F, D) are the frames'.
+    """
 
     metrics: dict[str, Any]
     frames: list[FrameOutcome]
     sweep: PrecisionRecall
+    agreed: PrecisionRecall
     gallery: Gallery
     pairs: PicturePairs
+    descriptors: np.ndarray
     out: Path
 
 
@@ -61,6 +63,7 @@ def evaluate_bag(
     evaluation: EvaluationSettings | None = None,
     matcher: MatcherSettings | None = None,
     runtime: RuntimeSettings | None = None,
+    odometry_topic: str | None = None,
     progress: Progress = silent,
 ) -> BagResult:
     """Match every frame of `bag` that has ground truth, and write metrics, matches, trajectory and report to `out`.
@@ -68,160 +71,125 @@ def evaluate_bag(
     The bag is read directly and no frame is dropped, whatever its rate. Ground truth comes from
     `source` (a pose topic, or a TUM file); its keyframe settings are ignored.
 
+    Args:
+        odometry_topic: what the matcher knows of the robot's motion; None: nothing.
+
     Raises:
         BagError, DatasetError: the bag, a topic or the ground truth cannot be read.
         ArtefactError: gallery or model missing, damaged or of different pairs; `out` exists or cannot be written.
         EvaluationError: no frame has ground truth, or it is in another frame than the gallery.
     """
     evaluation, matcher = evaluation or EvaluationSettings(), matcher or MatcherSettings()
-    every_frame = (source or SourceSettings()).model_copy(update={"keyframes": None})
     recogniser = PlaceRecogniser.open(gallery_path, model_path, matcher, runtime)
-    dataset = open_source(Path(bag), every_frame)
-    return evaluate_run(dataset, recogniser, evaluation, out, progress)
+    dataset = open_run(bag, source)
+    return evaluate_run(dataset, recogniser, evaluation, out, progress, odometry_topic=odometry_topic)
+
+
+def open_run(bag: Path, source: SourceSettings | None = None) -> Dataset:
+    """Every frame of a bag that has ground truth."""
+    return open_source(Path(bag), (source or SourceSettings()).model_copy(update={"keyframes": None}))
 
 
 def evaluate_run(
-    dataset: Dataset, recogniser: PlaceRecogniser, evaluation: EvaluationSettings, out: Path, progress: Progress = silent
+    dataset: Dataset,
+    recogniser: PlaceRecogniser,
+    evaluation: EvaluationSettings,
+    out: Path,
+    progress: Progress = silent,
+    *,
+    odometry_topic: str | None = None,
 ) -> BagResult:
     """Match every image of a dataset in its order of time; what `evaluate_bag` does once the bag is open.
 
     Raises:
         EvaluationError: images without stamp or pose, stamps out of order, or poses in another frame than the gallery's.
     """
-    gallery, matcher = recogniser.gallery, recogniser.matcher.settings
-    check_poses(dataset.records, str(dataset.root), evaluation.max_yaw_deg)
-    check_poses(gallery.keyframes, f"gallery {gallery.path}", evaluation.max_yaw_deg)
-    check_map_frames(gallery, dataset.map_frame, str(dataset.root))
-    stamps_ns = _stamps(dataset)
-    positives = find_positives(dataset.records, gallery.keyframes, evaluation.radius_m, evaluation.max_yaw_deg)
+    check_run(dataset, prior_of(recogniser)[0], evaluation)
     with new_folder(out) as folder:
-        frames = []
-        images = dataset.read_images(list(range(len(dataset.records))))
-        for index, image in progress(images, "matching frames", total=len(dataset.records)):
-            begin = time.perf_counter()
-            answer = recogniser.process(image, stamps_ns[index])
-            latency_ms = (time.perf_counter() - begin) * 1e3
-            allowed = without_recent(positives[index], stamps_ns[index], gallery.keyframes, matcher.exclude_time_s)
-            frames.append(judge(dataset.records[index], answer, allowed, latency_ms, gallery.keyframes))
-        sweep = precision_recall(
-            np.array([frame.best_score for frame in frames]),
-            np.array([frame.best_correct for frame in frames]),
-            sum(frame.is_opportunity for frame in frames),
-        )
-        metrics = _metrics(dataset, recogniser, frames, sweep, evaluation)
-        result = BagResult(metrics, frames, sweep, gallery, picture_pairs(frames, dataset, gallery), Path(out))
-        write_metrics(folder / METRICS, metrics)
-        _write_matches(folder / MATCHES, result)
-        _write_trajectory(folder / TRAJECTORY, frames)
-        write_bag_report(folder / REPORT, result)
+        result = match_run(encode(dataset, recogniser, odometry_topic, progress), recogniser, evaluation, Path(out))
+        write_result(folder, result)
     return result
 
 
-def _stamps(dataset: Dataset) -> list[int]:
-    stamps = [record.stamp_ns for record in dataset.records if record.stamp_ns is not None]
-    if len(stamps) != len(dataset.records):
-        raise EvaluationError(f"{len(dataset.records) - len(stamps)} images of {dataset.root} have no stamp", expected="a stamp for each")
-    if any(later < earlier for earlier, later in zip(stamps, stamps[1:], strict=False)):
-        raise EvaluationError(f"images of {dataset.root} are not in order of time", expected="stamps that do not go back")
-    return stamps
+def prior_of(recogniser: PlaceRecogniser) -> tuple[Gallery, MatcherSettings]:
+    """The gallery that a run is judged by, and the matcher's settings as resolved. Raises EvaluationError without a prior gallery."""
+    if recogniser.gallery is None or recogniser.matcher is None:
+        raise EvaluationError("the recogniser has no prior gallery", remedy="open it with the gallery that the run is judged by")
+    return recogniser.gallery, recogniser.matcher.settings
 
 
-def _metrics(
-    dataset: Dataset, recogniser: PlaceRecogniser, frames: list[FrameOutcome], sweep: PrecisionRecall, evaluation: EvaluationSettings
-) -> dict[str, Any]:
-    matcher, gallery = recogniser.matcher.settings, recogniser.gallery
-    accepted = [frame for frame in frames if frame.result.accepted]
-    n_true = sum(frame.outcome is Outcome.TRUE for frame in accepted)
-    opportunities = [frame for frame in frames if frame.is_opportunity]
-    ks = [k for k in evaluation.k if k <= matcher.top_k] or [1]
-    ranked = np.full((len(opportunities), matcher.top_k), -1, dtype=np.int64)
-    for row, frame in zip(ranked, opportunities, strict=True):
-        row[: len(frame.result.candidates)] = [candidate.keyframe_index for candidate in frame.result.candidates]
-    recall = recall_at_k(ranked, [frame.positives for frame in opportunities], ks) if opportunities else {}
-    delay = detection_delay(frames)
-    position_errors = np.array([frame.position_error_m for frame in accepted])
-    heading_errors = np.array([frame.heading_error_deg for frame in accepted])
-    return {
-        "protocol": {
-            "task": "bag",
-            "correct_match": correct_match_rule(evaluation),
-            "radius_m": evaluation.radius_m,
-            "max_yaw_deg": evaluation.max_yaw_deg,
-            "exclude_time_s": matcher.exclude_time_s,
-            "opportunity": "a frame with a correct keyframe that is not excluded by time",
-            "k": ks,
-            "recall_at_k": f"over the opportunities, before threshold and vote; K beyond the matcher's top_k, {matcher.top_k}, is left out",
-            "average_precision": "over the best candidate of every frame, unthresholded scores, recall over the opportunities",
-            "precision_of_accepted": "true matches / accepted matches, with the matcher's threshold and vote",
-            "recall_of_accepted": "true matches / opportunities, with the matcher's threshold and vote",
-            "errors": "horizontal distance and heading difference between frame and matched keyframe, over all accepted matches",
-            "latency_ms": "one frame through pre-processing, query network, search and matcher; decoding not included",
-            "frames": "every frame with ground truth, none dropped; frames without ground truth are skipped and counted apart",
-            "matcher": matcher.model_dump(mode="json"),
-        },
-        "n_frames": len(frames),
-        "n_skipped": getattr(dataset, "skipped", 0),
-        "skipped": getattr(dataset, "skipped_summary", ""),
-        "n_opportunities": len(opportunities),
-        "n_without_positive": len(frames) - len(opportunities),
-        "n_accepted": len(accepted),
-        "n_true": n_true,
-        "n_false": len(accepted) - n_true,
-        "n_missed": sum(frame.outcome is Outcome.MISSED for frame in frames),
-        "precision_of_accepted": n_true / len(accepted) if accepted else None,
-        "recall_of_accepted": n_true / len(opportunities) if opportunities else None,
-        "recall_at_k": {str(k): value for k, value in recall.items()},
-        "average_precision": sweep.average_precision,
-        "max_f1": sweep.max_f1,
-        "max_f1_threshold": sweep.max_f1_threshold,
-        "recall_at_full_precision": sweep.recall_at_full_precision,
-        "full_precision_threshold": sweep.full_precision_threshold,
-        "position_error_m": {"median": median(position_errors), **percentiles(position_errors, 95)},
-        "heading_error_deg": {"median": median(heading_errors), **percentiles(heading_errors, 95)},
-        "latency_ms": percentiles(np.array([frame.latency_ms for frame in frames]), 50, 95, 99),
-        "detection_delay_s": {
-            "median": median(np.array(delay.delays_s)),
-            "max": max(delay.delays_s, default=None),
-            "n_stretches": delay.n_stretches,
-            "n_found": len(delay.delays_s),
-        },
-        "gallery": gallery_identity(gallery),
-        "encoder": encoder_identity(recogniser.model, gallery),
-        "source": {"path": str(dataset.root), "layout": dataset.layout, "map_frame": dataset.map_frame},
-    }
+def check_run(dataset: Dataset, gallery: Gallery, evaluation: EvaluationSettings) -> None:
+    """Refuse a run that cannot be judged by the gallery. Raises EvaluationError."""
+    check_poses(dataset.records, str(dataset.root), evaluation.max_yaw_deg)
+    check_poses(gallery.keyframes, f"gallery {gallery.path}", evaluation.max_yaw_deg)
+    check_map_frames(gallery, dataset.map_frame, str(dataset.root))
 
 
-def _write_matches(path: Path, result: BagResult) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([
-            "stamp_ns", "image", "x", "y", "heading_deg", "outcome", "accepted", "n_positives", "keyframe_index", "keyframe_image",
-            "keyframe_x", "keyframe_y", "score", "position_error_m", "heading_error_deg", "latency_ms", "reason",
-        ])  # fmt: skip
-        for frame in result.frames:
-            record, judged = frame.record, frame.judged
-            assert record.pose is not None  # checked before the run
-            keyframe: list[Any] = [""] * 5
-            if judged is not None:
-                x, y = judged.pose.position[:2]
-                name = result.gallery.keyframes[judged.keyframe_index].name
-                keyframe = [judged.keyframe_index, name, f"{x:.4f}", f"{y:.4f}", f"{judged.score:.6f}"]
-            writer.writerow([
-                frame.result.stamp_ns, record.name, f"{record.pose.position[0]:.4f}", f"{record.pose.position[1]:.4f}",
-                "" if record.heading_deg is None else f"{record.heading_deg:.3f}",
-                frame.outcome.value, int(frame.result.accepted), len(frame.positives), *keyframe,
-                _number(frame.position_error_m), _number(frame.heading_error_deg), f"{frame.latency_ms:.3f}", frame.result.reason,
-            ])  # fmt: skip
+def encode(dataset: Dataset, recogniser: PlaceRecogniser, odometry_topic: str | None, progress: Progress = silent) -> EncodedRun:
+    """The run described by the recogniser's model, with its odometry where a topic is named."""
+    odometry = None if odometry_topic is None else read_odometry(dataset.root, odometry_topic)
+    return encode_run(dataset, recogniser.model, odometry, progress)
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}" if np.isfinite(value) else ""
+def match_run(run: EncodedRun, recogniser: PlaceRecogniser, evaluation: EvaluationSettings, out: Path) -> BagResult:
+    """Give the frames to the recogniser in their order and judge its answers; `out` is what the result names as its folder."""
+    gallery, matcher, dataset = *prior_of(recogniser), run.dataset
+    everything = find_positives(dataset.records, gallery.keyframes, evaluation.radius_m, evaluation.max_yaw_deg)
+    positives = [
+        without_recent(everything[i], stamp_ns, gallery.keyframes, matcher.exclude_time_s) for i, stamp_ns in enumerate(run.stamps_ns)
+    ]
+    ring_m = (evaluation.radius_m, evaluation.radius_m + evaluation.ignore_ring_m)
+    frames = []
+    for i, (answer, match_ms) in enumerate(_answers(run, recogniser)):
+        assert answer.prior is not None  # there is a prior gallery
+        latency_ms = float(run.encode_ms[i]) + match_ms
+        frames.append(judge(dataset.records[i], answer.prior, positives[i], latency_ms, gallery.keyframes, ring_m))
+    sweep = sweep_of([f.best_score for f in frames], [f.best_correct for f in frames], [f.best_ignored for f in frames], frames)
+    agreed = sweep
+    if matcher.sequence != "off" or matcher.geometric_verification != "off":
+
+        def is_ignored(frame: int, match: Match) -> bool:
+            return in_ring(dataset.records[frame], gallery.keyframes[match.keyframe_index], ring_m)
+
+        judged_by = judge_by(positives, is_ignored)
+        agreed = decide(run, gallery, recogniser.index, matcher, judged_by, verifier_of(gallery, matcher)).curve(sweep.n_opportunities)
+    metrics = bag_metrics(run, gallery, matcher, frames, sweep, agreed, evaluation)
+    return BagResult(metrics, frames, sweep, agreed, gallery, picture_pairs(frames, dataset, gallery), run.descriptors, out)
 
 
-def _write_trajectory(path: Path, frames: list[FrameOutcome]) -> None:
-    """The accepted match poses at the frames' stamps; only a comment where nothing was accepted."""
-    poses = {frame.result.stamp_ns: frame.result.match.pose for frame in frames if frame.result.match is not None}
-    if not poses:
-        path.write_text("# timestamp[s] x y z qx qy qz qw (no match was accepted)\n", encoding="utf-8")
-        return
-    write_tum(path, Trajectory(list(poses), list(poses.values()), name="accepted matches"))
+def write_result(folder: Path, result: BagResult) -> None:
+    """Write metrics, matches, trajectory and report of one run."""
+    write_metrics(folder / METRICS, result.metrics)
+    write_matches(folder / MATCHES, result.frames, result.gallery)
+    write_trajectory(folder / TRAJECTORY, result.frames)
+    write_bag_report(folder / REPORT, result)
+
+
+def sweep_of(scores: list[float], correct: list[bool], ignored: list[bool], frames: list[FrameOutcome]) -> PrecisionRecall:
+    """Precision and recall over all thresholds, without the answers that lie in the ignored ring; recall over the opportunities."""
+    counted = ~np.array(ignored, dtype=bool)
+    opportunities = sum(frame.is_opportunity for frame in frames)
+    return precision_recall(np.array(scores)[counted], np.array(correct)[counted], opportunities)
+
+
+def verifier_of(gallery: Gallery, matcher: MatcherSettings) -> Verifier | None:
+    """What compares pictures, where the settings ask for it. Raises RetrievalError where the gallery holds no thumbnails."""
+    if matcher.geometric_verification == "off":
+        return None
+    from asymvpr_core.retrieval.verification import gallery_verifier
+
+    return gallery_verifier(gallery)
+
+
+def _answers(run: EncodedRun, recogniser: PlaceRecogniser) -> Iterator[tuple[Recognition, float]]:
+    """What the recogniser says of every frame, and how many ms that took beside the network."""
+    recogniser.reset()
+    if recogniser.session is not None:
+        recogniser.reset_session()
+    images: Iterable[tuple[int, np.ndarray | None]] = ((i, None) for i in range(len(run)))
+    if recogniser.matcher_settings.geometric_verification != "off":
+        images = run.dataset.read_images(list(range(len(run))))
+    for i, image in images:
+        begin = time.perf_counter()
+        answer = recogniser.match(run.descriptors[i], QueryFrame(run.stamps_ns[i], run.odometry[i]), image)
+        yield answer, (time.perf_counter() - begin) * 1e3

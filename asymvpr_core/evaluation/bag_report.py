@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from asymvpr_core.evaluation.outcomes import FrameOutcome, Outcome
 from asymvpr_core.evaluation.plots import (
     BAD,
     GOOD,
+    IGNORED,
     MISSED,
     NEUTRAL,
     PointGroup,
@@ -34,11 +35,12 @@ from asymvpr_core.evaluation.report import (
     percent,
     render_report,
 )
+from asymvpr_core.evaluation.similarity_plot import plot_similarity
 
 if TYPE_CHECKING:
     from asymvpr_core.evaluation.bag import BagResult
 
-_STYLES = {Outcome.TRUE: GOOD, Outcome.FALSE: BAD, Outcome.MISSED: MISSED, Outcome.REJECTED: NEUTRAL}
+_STYLES = {Outcome.TRUE: GOOD, Outcome.FALSE: BAD, Outcome.MISSED: MISSED, Outcome.REJECTED: NEUTRAL, Outcome.IGNORED: IGNORED}
 
 
 def write_bag_report(out_html: Path, result: BagResult) -> None:
@@ -53,6 +55,7 @@ def write_bag_report(out_html: Path, result: BagResult) -> None:
         Section("Summary", [summary_figures(metrics), summary_table(metrics)]),
         map_section(result),
         precision_recall_section(result),
+        Section("Similarity", [similarity_figure(result)]),
         *pair_sections(result),
         protocol_section(metrics),
     ]
@@ -85,17 +88,20 @@ def summary_table(metrics: dict[str, Any]) -> Table:
     rows = [
         ("frames with ground truth", str(metrics["n_frames"]), ""),
         ("revisit opportunities", str(metrics["n_opportunities"]), ""),
+        *([("matches in the ignored ring", str(metrics["n_ignored"]), "")] if metrics["protocol"]["ignore_ring_m"] else []),
         ("frames without a correct keyframe", str(metrics["n_without_positive"]), ""),
         ("accepted: true / false", f"{metrics['n_true']} / {metrics['n_false']}", ""),
         ("missed opportunities", str(metrics["n_missed"]), ""),
         *[(f"recall@{k}", percent(value), "%") for k, value in metrics["recall_at_k"].items()],
         ("largest F1", number(metrics["max_f1"], 3), ""),
         ("threshold of the largest F1", number(metrics["max_f1_threshold"], 3), "cosine"),
-        ("recall at 100 % precision", percent(metrics["recall_at_full_precision"]), "%"),
-        ("threshold of 100 % precision", number(metrics["full_precision_threshold"], 3), "cosine"),
+        ("recall at 100 % precision, best candidate alone", percent(metrics["recall_at_full_precision"]), "%"),
+        ("recall at 100 % precision, after agreement", percent(metrics["with_agreement"]["recall_at_full_precision"]), "%"),
+        ("threshold of 100 % precision, best candidate alone", number(metrics["full_precision_threshold"], 3), "cosine"),
         ("position error: median / 95 %", f"{number(error['median'])} / {number(error['p95'])}", "m"),
         ("heading error: median / 95 %", f"{number(heading['median'], 1)} / {number(heading['p95'], 1)}", "deg"),
         ("latency: 50 / 95 / 99 %", " / ".join(number(latency[p], 1) for p in ("p50", "p95", "p99")), "ms"),
+        ("frames that would have been dropped live", str(metrics["n_would_drop"]), ""),
         ("detection delay: median / longest", f"{number(delay['median'], 1)} / {number(delay['max'], 1)}", "s"),
         ("stretches of revisits found", f"{delay['n_found']} of {delay['n_stretches']}", ""),
     ]
@@ -110,14 +116,10 @@ def map_section(result: BagResult, background: Sequence[np.ndarray] = ()) -> Sec
     """
     groups = outcome_groups(result.frames)
     threshold = result.metrics["protocol"]["matcher"]["score_threshold"]
-    counts = ", ".join(f"{len(group.xy)} {group.label}" for group in groups)
     return Section(
         "Map and matches",
         [
-            Figure(
-                plot_map(groups, result.gallery.positions[:, :2], background), f"Map of the run: {counts}.",
-                "Each frame at its true position; a line leads from an accepted frame to the keyframe that it was matched to.",
-            ),
+            map_figure(result, background),
             Figure(
                 plot_timeline(groups, threshold), "Best score over time, coloured by outcome.",
                 "Score of each frame's best candidate. Frames above the threshold may still be rejected by the vote.",
@@ -125,6 +127,30 @@ def map_section(result: BagResult, background: Sequence[np.ndarray] = ()) -> Sec
         ],
         f"True: {result.metrics['protocol']['correct_match']}. Missed: such a keyframe exists, but no match was accepted.",
     )  # fmt: skip
+
+
+def map_figure(result: BagResult, background: Sequence[np.ndarray] = (), title: str = "") -> Figure:
+    """The run on the map, coloured by outcome; `title` takes the place of the explanation."""
+    groups = outcome_groups(result.frames)
+    counts = ", ".join(f"{len(group.xy)} {group.label}" for group in groups)
+    caption = "Each frame at its true position; a line leads from an accepted frame to the keyframe that it was matched to."
+    plot = plot_map(groups, result.gallery.positions[:, :2], background)
+    return Figure(plot, f"Map of the run: {counts}.", f"{title}: {counts}." if title else caption)
+
+
+def similarity_figure(result: BagResult, title: str = "") -> Figure:
+    """Every frame against every keyframe, with the accepted matches."""
+    marks = []
+    for outcome in (Outcome.TRUE, Outcome.FALSE):
+        rows = [i for i, frame in enumerate(result.frames) if frame.outcome is outcome]
+        matched = [frame.judged.keyframe_index for frame in result.frames if frame.outcome is outcome and frame.judged is not None]
+        marks.append((outcome.value, _STYLES[outcome], np.array(rows), np.array(matched)))
+    caption = (
+        "Dark: similar. A revisit is a dark line along which the matches lie; a look-alike place is another one. Where there are many "
+        "frames or keyframes, a cell is the largest similarity of its block."
+    )
+    plot = plot_similarity(result.descriptors, result.gallery.descriptors, marks)
+    return Figure(plot, "Similarity of every frame to every keyframe.", f"{title}. {caption}" if title else caption)
 
 
 def precision_recall_section(result: BagResult, others: Sequence[tuple[str, PrecisionRecall]] = ()) -> Section:
@@ -161,29 +187,42 @@ def pair_sections(result: BagResult) -> list[Section]:
     return sections
 
 
-def protocol_section(metrics: dict[str, Any]) -> Section:
-    """How everything above was counted, and with what."""
+def protocol_section(metrics: dict[str, Any], ways: Mapping[str, dict[str, Any]] | None = None) -> Section:
+    """How everything above was counted, and with what.
+
+    Args:
+        ways: settings of the matcher by their names, where several were tried; None: those of the metrics.
+    """
     protocol, gallery, encoder = metrics["protocol"], metrics["gallery"], metrics["encoder"]
-    matcher = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in protocol["matcher"].items())
+    several = ways is not None
+    tried = ways or {"matcher": protocol["matcher"]}
+    matchers = [(f"matcher, {name}" if several else name, _listed(values)) for name, values in tried.items()]
     skipped = f"; {metrics['n_skipped']} skipped: {metrics['skipped']}" if metrics["n_skipped"] else ""
     rules = (
         ("correct match", protocol["correct_match"]),
         ("opportunity", protocol["opportunity"]),
+        ("ignored ring", f"matches up to {protocol['ignore_ring_m']:g} m beyond the radius are neither true nor false"),
+        ("yaw limit", "none" if protocol["max_yaw_deg"] is None else f"{protocol['max_yaw_deg']:g} deg"),
         ("excluded by time", f"keyframes within {protocol['exclude_time_s']:g} s of the frame"),
         ("recall@K", protocol["recall_at_k"]),
         ("average precision", protocol["average_precision"]),
         ("precision of accepted", protocol["precision_of_accepted"]),
         ("recall of accepted", protocol["recall_of_accepted"]),
+        ("after agreement", protocol["with_agreement"]),
+        ("frames dropped live", protocol["n_would_drop"]),
         ("errors", protocol["errors"]),
         ("latency", protocol["latency_ms"]),
         ("frames", protocol["frames"] + skipped),
-        ("matcher", matcher),
+        *matchers,
         ("gallery", f"{gallery['path']}: {gallery['n_keyframes']} keyframes in frame '{gallery['map_frame']}'"),
         ("gallery network", f"{gallery['network']}, {gallery['dimension']}-D, pair {gallery['pair_id']}"),
-        ("query network", f"{encoder['name']}, pair {encoder['pair_id']}"),
-        ("run", metrics["source"]["path"]),
+        *([] if several else [("query network", f"{encoder['name']}, pair {encoder['pair_id']}"), ("run", metrics["source"]["path"])]),
     )
     return Section("Protocol", [Table(rules)])
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in settings.items())
 
 
 def outcome_groups(frames: Sequence[FrameOutcome]) -> list[PointGroup]:
@@ -198,13 +237,19 @@ def outcome_groups(frames: Sequence[FrameOutcome]) -> list[PointGroup]:
                     outcome.value,
                     style,
                     np.array([_position(frame) for frame in chosen]),
-                    np.array([frame.judged.pose.position[:2] if frame.judged else (np.nan, np.nan) for frame in chosen]),
+                    np.array([_judged_position(frame) for frame in chosen]),
                     np.array([frame.best_score for frame in chosen]),
                     np.array([frame.position_error_m for frame in chosen]),
                     np.array([(frame.result.stamp_ns - start_ns) / 1e9 for frame in chosen]),
                 )
             )
     return groups
+
+
+def _judged_position(frame: FrameOutcome) -> tuple[float, float]:
+    if frame.judged is None or frame.judged.pose is None:
+        return np.nan, np.nan
+    return frame.judged.pose.position[:2]
 
 
 def _position(frame: FrameOutcome) -> tuple[float, float]:

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from asymvpr_core.deploy.runtime import MODEL, QueryModel
+from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import EvaluationError, ImageError, NetworkError
 from asymvpr_core.evaluation.descriptor_cache import DescriptorCache, Shelf
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.image_decoding import decode_image
-from asymvpr_core.preprocess import Preprocess
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.types import ImageRecord
 
@@ -29,13 +28,14 @@ class Encoder(Protocol):
     """What describes images: `deploy.runtime.QueryModel`, or `gallery.encoder.GalleryEncoder`."""
 
     @property
-    def preprocess(self) -> Preprocess: ...
-
-    @property
     def dimension(self) -> int: ...
 
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """What the encoder takes for one (H, W, 3) uint8 RGB image."""
+        ...
+
     def encode_batch(self, inputs: np.ndarray) -> np.ndarray:
-        """(B, D) float32, L2-normalised, from pre-processed images (B, 3, H, W) float32."""
+        """(B, D) float32, L2-normalised, from stacked images that `prepare` has made."""
         ...
 
 
@@ -64,7 +64,8 @@ class NamedEncoder:
         manifest = model.manifest
         identity = {
             "kind": "query model",
-            "model_sha256": manifest.files[MODEL].sha256,
+            "model_sha256": {name: manifest.files[name].sha256 for name in model.variant.files},
+            "runtime": [model.report.version, model.report.choice.provider, model.report.choice.precision],
             "preprocess": model.preprocess.model_dump(mode="json"),
             "gallery_network": manifest.gallery_network.model_dump(mode="json"),
         }
@@ -120,7 +121,7 @@ class NamedEncoder:
         the runtime and its version. Where one of them changes a bit, nothing old is found any more.
         """
         _, jpeg = cv2.imencode(".jpg", _probe_picture())
-        inputs = self.encoder.preprocess(decode_image(jpeg.tobytes(), "probe"))[np.newaxis]
+        inputs = self.encoder.prepare(decode_image(jpeg.tobytes(), "probe"))[np.newaxis]
         descriptor = np.ascontiguousarray(self.encoder.encode_batch(inputs)[0], dtype=np.float32)
         return {**self.identity, "probe_sha256": hashlib.sha256(descriptor.tobytes()).hexdigest()}
 
@@ -216,7 +217,7 @@ class _Batch:
 
     def add(self, index: int, digest: bytes, image: np.ndarray) -> None:
         try:
-            inputs = self.encoder.encoder.preprocess(image)
+            inputs = self.encoder.encoder.prepare(image)
         except ImageError as error:
             raise ImageError(f"image {self.records[index].name}: {error}") from error
         if self.waiting and self.waiting[0][2].shape != inputs.shape:  # pictures of one size make a batch

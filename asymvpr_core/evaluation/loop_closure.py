@@ -46,7 +46,9 @@ class PrecisionRecall:
         reached = np.flatnonzero((self.precision >= precision) & (self.recall > 0))
         if len(reached) == 0:
             return 0.0, None
-        return float(self.recall[reached[-1]]), float(self.thresholds[reached[-1]])
+        # Of equal recalls the lowest threshold; along a matcher's own decisions recall need not rise with every step.
+        best = reached[len(reached) - 1 - int(np.argmax(self.recall[reached][::-1]))]
+        return float(self.recall[best]), float(self.thresholds[best])
 
     @property
     def recall_at_full_precision(self) -> float | None:

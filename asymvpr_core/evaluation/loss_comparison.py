@@ -39,27 +39,33 @@ from asymvpr_core.training import hardware
 from asymvpr_core.training.objective import NEIGHBOUR_LOSSES
 from asymvpr_core.training.run import WEIGHTS, train
 
-ALIGNED = "aligned"
+ALIGNED, ALIGNED_ALL = "aligned", "aligned:all"
 _RANDOM = ":random"
 _PROTOCOL, _RESULTS, _RUNS, _NEIGHBOURS, _FEATURES = "protocol.json", "results", "runs", "neighbours", "features"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the comparison: a loss, or the aligned start without training; `name` is what the user wrote."""
+    """One row of the comparison: a loss, or the aligned start without training; `name` is what the user wrote.
+
+    `hold_out`: the start is fitted without the images that the losses hold out for validation.
+    """
 
     name: str
     settings: TrainSettings
+    hold_out: bool = False
 
 
 def entries_of(names: Sequence[str], settings: TrainSettings, comparison: ComparisonSettings) -> list[Entry]:
-    """What the names mean: a loss, `aligned` for the closed-form start alone, and with `:random` behind it a random start.
+    """What the names mean: a loss, with `:random` behind it from a random start, or the closed-form start alone.
+
+    `aligned` is fitted to the images that the losses are trained on, which is their start, `aligned:all` to all images.
 
     Raises:
         EvaluationError: no name, one twice, or an unknown one.
         SettingsError: an override that is no training setting, or out of its range.
     """
-    known = (*get_args(LossName), ALIGNED)
+    known = (*get_args(LossName), ALIGNED, ALIGNED_ALL)
     wrong = [name for name in (*names, *comparison.overrides) if name.removesuffix(_RANDOM) not in known]
     if wrong or not names:
         found = f"'{wrong[0]}' is no loss" if wrong else "no losses are given"
@@ -70,9 +76,9 @@ def entries_of(names: Sequence[str], settings: TrainSettings, comparison: Compar
     for name in names:
         changes: dict[str, Any] = {"init": "random"} if name.endswith(_RANDOM) else {}
         loss = name.removesuffix(_RANDOM)
-        changes |= {"epochs": 0} if loss == ALIGNED else {"loss": loss}
+        changes |= {"epochs": 0} if loss in (ALIGNED, ALIGNED_ALL) else {"loss": loss}
         values = settings.model_dump() | comparison.overrides.get(loss, {}) | comparison.overrides.get(name, {}) | changes
-        entries.append(Entry(name, make_settings(TrainSettings, **values)))
+        entries.append(Entry(name, make_settings(TrainSettings, **values), hold_out=loss == ALIGNED))
     return entries
 
 
@@ -140,10 +146,11 @@ def compare_losses(
                     if not run.exists():
                         reset_peak_memory()
                         train(
-                            gallery_path, own, run, weights=weights, bank=bank, neighbours=used, features=out / _FEATURES, progress=progress
-                        )
+                            gallery_path, own, run, weights=weights, bank=bank, neighbours=used, features=out / _FEATURES,
+                            hold_out=entry.hold_out, progress=progress,
+                        )  # fmt: skip
                         peak = peak_memory_bytes()
-                    result = _evaluate(run, own, database, benchmark, truth, evaluation, progress)
+                    result = evaluate_run(run, own, database, benchmark, truth, evaluation, progress)
                     result |= {"name": entry.name, "seed": seed, "peak_memory_bytes": peak}
                     write_text_atomically(file, json.dumps(result, indent=2) + "\n")
                 rows.append(json.loads(file.read_text(encoding="utf-8")))
@@ -197,22 +204,31 @@ class RunEncoder:
         self._device = hardware.device(settings)
         self._network = network.eval().to(self._device)
 
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """(3, H, W) float32 for one (H, W, 3) uint8 RGB image."""
+        return self.preprocess(image)
+
     def encode_batch(self, inputs: np.ndarray) -> np.ndarray:
-        """(B, D) float32, L2-normalised, from pre-processed images (B, 3, H, W) float32."""
+        """(B, D) float32, L2-normalised, from stacked images that `prepare` has made."""
         with torch.inference_mode():
             result: np.ndarray = self._network(torch.from_numpy(inputs).to(self._device)).cpu().numpy()
         return result
 
 
-def _evaluate(
+def evaluate_run(
     run: Path,
     settings: TrainSettings,
     database: Gallery,
     benchmark: Benchmark,
     truth: Sequence[np.ndarray] | None,
     evaluation: EvaluationSettings,
-    progress: Progress,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
+    """Search with the network of a run, after a symmetric training on both sides; returns statistics and what the run says of itself.
+
+    Args:
+        database, benchmark, truth: of one pair with the run, as `gallery_benchmark` and `positives_of` give them.
+    """
     encoder = NamedEncoder(run.name, RunEncoder(run, settings), {"kind": "run"})
     queries, references = benchmark.queries, benchmark.database
     described = describe(queries, encoder, progress=progress)

@@ -56,6 +56,7 @@ def summarise(results: Sequence[Mapping[str, Any]], ks: Sequence[int], list_seco
         rows.append({
             "name": name, "pairing": own[0]["pairing"], "seeds": [result["seed"] for result in own], "recall_at_k": recalls,
             "epochs": [item.get("epoch", 0) for item in tuned],
+            "selected": [item.get("val_recall_at_1") is not None for item in tuned],
             "bank_s": _mean([result["seconds"].get("bank") for result in own]),
             "lists_s": list_seconds if needs_lists else None,
             "alignment_s": _largest([result["seconds"].get("alignment") for result in own]),  # others find its features in the cache
@@ -86,11 +87,18 @@ def markdown(rows: Sequence[Mapping[str, Any]], ks: Sequence[int], n_queries: in
         cells += [_number(row["alignment_s"]), _number(row["batch_s"], 3), "–" if peak is None else f"{peak / 1e6:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     seeds = ", ".join(str(seed) for seed in rows[0]["seeds"])
+    selected = [epoch for row in rows for epoch, chosen in zip(row["epochs"], row["selected"], strict=True) if chosen]
+    kept = (
+        f"By recall on held-out images of the training gallery; 0 is the start, which {selected.count(0)} of {len(selected)} trained "
+        "runs kept and which they share with aligned."
+        if selected
+        else "The last one: nothing was held out to choose by."
+    )
     lines += [
         "",
         f"{n_queries} queries; mean ± sample standard deviation over the seeds {seeds}; {machine}. Asymmetric search, except where the "
         "table says otherwise.",
-        "Kept epochs: of each seed, by recall on held-out images of the training gallery; 0 is the start. "
+        f"Kept epochs: of each seed. {kept} "
         "Bank, lists, alignment: what is computed before the first step. Batch: median time from batch to batch, loading included. "
         "Peak memory: of the GPU where there is one, otherwise of the process.",
     ]
@@ -98,18 +106,41 @@ def markdown(rows: Sequence[Mapping[str, Any]], ks: Sequence[int], n_queries: in
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]], k: int, file: Any) -> None:
-    figure = Figure(figsize=(7.5, 1.0 + 0.36 * len(rows)), layout="constrained")
+    """One line for each loss: the mean as a square, one sample deviation as a bar, every seed as a dot; best on top."""
+    ordered = sorted(rows, key=lambda row: -row["recall_at_k"][str(k)][0])
+    figure = Figure(figsize=(7.5, 1.3 + 0.34 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for place, row in enumerate(rows):
+    aligned = next((row for row in rows if row["name"] == "aligned"), None)
+    if aligned is not None:
+        axes.axvline(100 * aligned["recall_at_k"][str(k)][0], color="#b0413e", linewidth=1, linestyle="--", label="aligned, mean")
+    for place, row in enumerate(ordered):
         mean, deviation = row["recall_at_k"][str(k)]
-        axes.barh(place, 100 * mean, xerr=100 * deviation, color="#9bbbd6" if row["pairing"] == "asymmetric" else "#d0d0d0", capsize=3)
+        colour = "#20446b" if row["pairing"] == "asymmetric" else "#8a8a8a"
         seeds = [100 * result["statistics"]["recall_at_k"][str(k)] for result in results if result["name"] == row["name"]]
-        axes.plot(seeds, [place] * len(seeds), "o", color="#20446b", markersize=3.5)
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel(f"Recall@{k} [%]; bar: mean, line: standard deviation, dots: seeds; grey: light network on both sides")
+        first = place == 0
+        if len(seeds) > 1:
+            axes.errorbar(
+                100 * mean, place, xerr=100 * deviation, color=colour, capsize=3, linewidth=1.2,
+                label="sample standard deviation over the seeds" if first else None,
+            )  # fmt: skip
+        axes.plot(100 * mean, place, "s", color=colour, markersize=6, label="mean" if first else None)
+        # Beside the line, and seeds of one value one above the other, so that none hides another.
+        heights = [place + 0.2 + 0.09 * seeds[:number].count(value) for number, value in enumerate(seeds)]
+        axes.plot(seeds, heights, "o", color=colour, markersize=3, alpha=0.7, label="one seed" if first else None)
+    axes.set_yticks(range(len(ordered)), [_label(row) for row in ordered])
+    axes.set_ylim(len(ordered) - 0.4, -0.6)
+    axes.grid(axis="x", color="#e4e4e4")
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.set_xlabel(f"Recall@{k} [%] (the axis need not begin at 0)")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     figure.savefig(file, format="png", dpi=120)
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return f"{row['name']} (both sides light)" if row["pairing"] == "symmetric" else str(row["name"])
 
 
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

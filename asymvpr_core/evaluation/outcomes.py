@@ -13,12 +13,13 @@ from asymvpr_core.types import ImageRecord, Keyframe, Match, MatchResult
 
 
 class Outcome(str, Enum):
-    """The four outcomes; an opportunity is a frame with a correct keyframe that was not excluded by time."""
+    """What can become of a frame; an opportunity is one with a correct keyframe that was not excluded by time."""
 
     TRUE = "true match"
     FALSE = "false match"
     MISSED = "missed"
     REJECTED = "rightly rejected"
+    IGNORED = "in the ignored ring"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class FrameOutcome:
 
     `positives` are the gallery indices that would be correct. `judged` is the accepted match, or
     else the best candidate; errors and `judged_correct` belong to it (NaN and False without one).
+    `judged_ignored`, `best_ignored`: that match lies in the ring about the radius, and is neither right nor wrong.
     """
 
     record: ImageRecord
@@ -35,6 +37,8 @@ class FrameOutcome:
     latency_ms: float
     position_error_m: float
     heading_error_deg: float
+    judged_ignored: bool = False
+    best_ignored: bool = False
 
     @property
     def judged(self) -> Match | None:
@@ -60,20 +64,41 @@ class FrameOutcome:
     @property
     def outcome(self) -> Outcome:
         if self.result.accepted:
+            if self.judged_ignored:
+                return Outcome.IGNORED
             return Outcome.TRUE if self.judged_correct else Outcome.FALSE
         return Outcome.MISSED if self.is_opportunity else Outcome.REJECTED
 
 
 def judge(
-    record: ImageRecord, result: MatchResult, positives: np.ndarray, latency_ms: float, keyframes: Sequence[Keyframe]
+    record: ImageRecord,
+    result: MatchResult,
+    positives: np.ndarray,
+    latency_ms: float,
+    keyframes: Sequence[Keyframe],
+    ring_m: tuple[float, float] = (0.0, 0.0),
 ) -> FrameOutcome:
-    """Compare what the matcher said of a frame with its ground truth."""
+    """Compare what the matcher said of a frame with its ground truth.
+
+    Args:
+        ring_m: matches farther than the first and at most as far as the second [m] are neither right nor wrong.
+    """
+
+    def ignored(match: Match | None) -> bool:
+        return match is not None and match.keyframe_index not in positives and in_ring(record, keyframes[match.keyframe_index], ring_m)
+
     position_error_m = heading_error_deg = float("nan")
-    judged = result.match or (result.candidates[0] if result.candidates else None)
+    best = result.candidates[0] if result.candidates else None
+    judged = result.match or best
     if judged is not None:
         keyframe = keyframes[judged.keyframe_index]
         position_error_m, heading_error_deg = horizontal_distance_m(record, keyframe), heading_difference_deg(record, keyframe)
-    return FrameOutcome(record, result, positives, latency_ms, position_error_m, heading_error_deg)
+    return FrameOutcome(record, result, positives, latency_ms, position_error_m, heading_error_deg, ignored(judged), ignored(best))
+
+
+def in_ring(record: ImageRecord, keyframe: Keyframe, ring_m: tuple[float, float]) -> bool:
+    """Whether the keyframe is farther than the first and at most as far as the second of `ring_m` [m]."""
+    return ring_m[0] < horizontal_distance_m(record, keyframe) <= ring_m[1]
 
 
 def without_recent(positives: np.ndarray, stamp_ns: int, keyframes: Sequence[Keyframe], exclude_time_s: float) -> np.ndarray:

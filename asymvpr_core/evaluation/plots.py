@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,23 +10,15 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from asymvpr_core.evaluation.drawing import CURVES, INK, MARKERS, MUTED, STYLE, WIDTH_IN, draw_threshold, legend_above, new_figure, to_svg
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall
 
-_INK, _MUTED, _GRID, _BUILDING = "#1f2933", "#66727f", "#e4e8ec", "#e9ecef"
-_CURVES = ("#1f6fb2", "#c7772b", "#7a5195", "#2f8f83", "#a23b5a")
-_MARKERS = ("o", "s", "^", "D", "v")  # a grey print tells them apart too
-_WIDTH_IN = 7.6
+BUILDING = "#e9ecef"
 _MANY_POINTS = 4000  # beyond this a vector file grows past what a phone draws smoothly
 _MANY_CURVES = 3  # beyond this the legend names curves only
-_FAR_M = 10_000.0  # UTM coordinates: show metres from a round origin instead of seven digits
-_STYLE = {
-    "font.size": 10, "axes.edgecolor": _MUTED, "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _MUTED, "ytick.color": _MUTED,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "grid.color": _GRID, "grid.linewidth": 0.8,
-    "legend.frameon": False, "svg.hashsalt": "asymvpr", "axes.axisbelow": True,
-}  # fmt: skip
+FAR_M = 10_000.0  # UTM coordinates: show metres from a round origin instead of seven digits
 
 
 @dataclass(frozen=True)
@@ -44,6 +35,7 @@ class PointStyle:
 GOOD = PointStyle("#16866b", "o", 20, 4, link=True)
 BAD = PointStyle("#cf3f2e", "X", 48, 6, link=True)
 MISSED = PointStyle("#e0a100", "v", 17, 3)
+IGNORED = PointStyle("#7a8fa6", "D", 14, 3, link=True)
 NEUTRAL = PointStyle("#9aa5b1", "o", 9, 2)
 
 
@@ -76,15 +68,15 @@ def plot_map(groups: Sequence[PointGroup], gallery_xy: np.ndarray, background: S
     """
     everything = np.concatenate([gallery_xy, *[group.xy for group in groups], *[polygon for polygon in background]])
     low, high = np.nanmin(everything, axis=0), np.nanmax(everything, axis=0)
-    origin = np.where(np.abs(low) > _FAR_M, np.floor(low / 1000) * 1000, 0.0)
-    low, high = _widened(low, high)
+    origin = np.where(np.abs(low) > FAR_M, np.floor(low / 1000) * 1000, 0.0)
+    low, high = widened(low, high)
     span = high - low
-    height_in = min(0.9 * _WIDTH_IN * span[1] / span[0], 7.0) + 0.95
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(height_in)
+    height_in = min(0.9 * WIDTH_IN * span[1] / span[0], 7.0) + 0.95
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(height_in)
         if background:
             polygons = [polygon - origin for polygon in background]
-            axes.add_collection(PolyCollection(polygons, facecolors=_BUILDING, edgecolors="#d3d9de", linewidths=0.6, zorder=0))
+            axes.add_collection(PolyCollection(polygons, facecolors=BUILDING, edgecolors="#d3d9de", linewidths=0.6, zorder=0))
         x, y = (gallery_xy - origin).T
         axes.scatter(
             x, y, s=7, c="#8fb3d1", marker="s", linewidths=0, zorder=1, label=f"gallery ({len(gallery_xy)})",
@@ -95,11 +87,11 @@ def plot_map(groups: Sequence[PointGroup], gallery_xy: np.ndarray, background: S
         axes.set_aspect("equal")
         axes.set_xlim(low[0] - origin[0], high[0] - origin[0])
         axes.set_ylim(low[1] - origin[1], high[1] - origin[1])
-        axes.set_xlabel(_axis_label("x", origin[0]))
-        axes.set_ylabel(_axis_label("y", origin[1]))
+        axes.set_xlabel(axis_label("x", origin[0]))
+        axes.set_ylabel(axis_label("y", origin[1]))
         axes.grid(True)
-        _legend_above(figure, axes)
-        return _svg(figure)
+        legend_above(figure, axes)
+        return to_svg(figure)
 
 
 def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operating_point: tuple[float, float] | None = None) -> bytes:
@@ -109,13 +101,14 @@ def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operati
         curves: (name, sweep), the first one drawn strongest.
         operating_point: (recall, precision) of the accepted matches, marked on the plot.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(4.0 + 0.2 * len(curves) * (1 if len(curves) > _MANY_CURVES else 2))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(4.0 + 0.2 * len(curves) * (1 if len(curves) > _MANY_CURVES else 2))
         for number, (name, sweep) in enumerate(curves):
-            colour = _CURVES[number % len(_CURVES)]
+            colour = CURVES[number % len(CURVES)]
             if len(sweep.recall) and sweep.n_opportunities:
                 recall, precision = np.concatenate([[0.0], sweep.recall]), np.concatenate([sweep.precision[:1], sweep.precision])
-                label, width = f"{name}, AP {sweep.average_precision:.3f}", 2.0 if number == 0 else 1.5
+                area = "" if sweep.average_precision is None else f", AP {sweep.average_precision:.3f}"
+                label, width = f"{name}{area}", 2.0 if number == 0 else 1.5
                 axes.plot(recall, precision, drawstyle="steps-pre", color=colour, lw=width, label=label, zorder=3)
             full = sweep.recall_at_full_precision
             if full:
@@ -125,17 +118,17 @@ def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operati
         if operating_point is not None:
             recall_now, precision_now = operating_point
             label = f"accepted matches: precision {100 * precision_now:.1f} %, recall {100 * recall_now:.1f} %"
-            axes.plot([recall_now], [precision_now], marker="D", ms=7, ls="none", color=_INK, label=label, zorder=5, clip_on=False)
+            axes.plot([recall_now], [precision_now], marker="D", ms=7, ls="none", color=INK, label=label, zorder=5, clip_on=False)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("recall")
         axes.set_ylabel("precision")
         axes.grid(True)
         if axes.lines:
-            _legend_above(figure, axes)  # inside, it would cover the curve of a poor system
+            legend_above(figure, axes)  # inside, it would cover the curve of a poor system
         else:
-            axes.text(0.5, 0.5, "no revisit opportunity", ha="center", va="center", color=_MUTED)
-        return _svg(figure)
+            axes.text(0.5, 0.5, "no revisit opportunity", ha="center", va="center", color=MUTED)
+        return to_svg(figure)
 
 
 def plot_recall(hits: Mapping[str, np.ndarray]) -> bytes:
@@ -144,12 +137,12 @@ def plot_recall(hits: Mapping[str, np.ndarray]) -> bytes:
     Args:
         hits: by name, (Q, K) bool: answer j of query i is correct; queries with a correct match only.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(3.2 + 0.2 * len(hits))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(3.2 + 0.2 * len(hits))
         for number, (name, hit) in enumerate(hits.items()):
             recall = np.logical_or.accumulate(hit, axis=1).mean(axis=0)
-            marker = _MARKERS[number % len(_MARKERS)]
-            colour = _CURVES[number % len(_CURVES)]
+            marker = MARKERS[number % len(MARKERS)]
+            colour = CURVES[number % len(CURVES)]
             label = f"{name}, Recall@1 {100 * recall[0]:.1f} %"
             axes.plot(np.arange(1, len(recall) + 1), 100 * recall, color=colour, marker=marker, ms=5, lw=1.5, label=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -157,14 +150,14 @@ def plot_recall(hits: Mapping[str, np.ndarray]) -> bytes:
         axes.set_ylabel("Recall@K [%]")
         axes.set_ylim(top=101)
         axes.grid(True)
-        _legend_above(figure, axes)
-        return _svg(figure)
+        legend_above(figure, axes)
+        return to_svg(figure)
 
 
 def plot_score_distance(groups: Sequence[PointGroup], radius_m: float, threshold: float | None = None) -> bytes:
     """SVG of the match's score against its distance [m]; linear up to the radius, logarithmic beyond."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(4.0)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(4.0)
         for group in groups:
             shown = np.isfinite(group.distances_m) & np.isfinite(group.scores)
             _scatter(axes, group.distances_m[shown], group.scores[shown], group)
@@ -175,50 +168,39 @@ def plot_score_distance(groups: Sequence[PointGroup], radius_m: float, threshold
         axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlim(-0.02 * radius_m, max(far, 2 * radius_m) * 1.15)
-        axes.axvline(radius_m, color=_MUTED, lw=1.0, ls=(0, (4, 3)))
+        axes.axvline(radius_m, color=MUTED, lw=1.0, ls=(0, (4, 3)))
         label = f" correct within {radius_m:g} m"
-        axes.annotate(label, (radius_m, 1.0), xycoords=("data", "axes fraction"), va="top", color=_MUTED, fontsize=8.5)
-        _draw_threshold(axes, threshold)
+        axes.annotate(label, (radius_m, 1.0), xycoords=("data", "axes fraction"), va="top", color=MUTED, fontsize=8.5)
+        draw_threshold(axes, threshold)
         axes.set_xlabel(f"distance to the match [m] (logarithmic beyond {radius_m:g} m)")
         axes.set_ylabel("score (cosine)")
         axes.grid(True)
-        _legend_above(figure, axes)
-        return _svg(figure)
+        legend_above(figure, axes)
+        return to_svg(figure)
 
 
 def plot_timeline(groups: Sequence[PointGroup], threshold: float | None = None) -> bytes:
     """SVG of the best score along the run [s], coloured by outcome."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(2.9)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(2.9)
         for group in groups:
             shown = np.isfinite(group.scores)
             _scatter(axes, group.times_s[shown], group.scores[shown], group)
-        _draw_threshold(axes, threshold)
+        draw_threshold(axes, threshold)
         axes.set_xlabel("time since the first frame [s]")
         axes.set_ylabel("score (cosine)")
         axes.grid(True)
         axes.margins(x=0.01)
-        _legend_above(figure, axes)
-        return _svg(figure)
+        legend_above(figure, axes)
+        return to_svg(figure)
 
 
-def _figure(height_in: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _widened(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def widened(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bounds with a margin, never so narrow that the map becomes a strip."""
     span = np.maximum(high - low, 1.0)
     shown = 1.06 * np.maximum(span, [0.6 * span[1], 0.25 * span[0]])
     centre = (low + high) / 2
     return centre - shown / 2, centre + shown / 2
-
-
-def _svg(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, dpi=160)
-    return buffer.getvalue()
 
 
 def _draw_on_map(axes: Axes, group: PointGroup, origin: np.ndarray) -> None:
@@ -243,30 +225,8 @@ def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, group: PointGroup) -> Non
     )  # fmt: skip
 
 
-def _draw_threshold(axes: Axes, threshold: float | None) -> None:
-    if threshold is None:
-        return
-    axes.axhline(threshold, color=_INK, lw=1.0, ls=(0, (1, 2)))
-    axes.annotate(
-        f"threshold {threshold:g} ", (1.0, threshold), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-        ha="right", va="bottom", fontsize=8.5, bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.75}, zorder=7,
-    )  # fmt: skip
-
-
-def _legend_above(figure: Figure, axes: Axes) -> None:
-    """As many columns as the width holds."""
-    handles, labels = axes.get_legend_handles_labels()
-    for columns in range(len(handles), 0, -1):
-        legend = figure.legend(
-            handles, labels, loc="outside upper left", ncols=columns, fontsize=9, markerscale=1.2,
-            borderaxespad=0.2, handletextpad=0.2, columnspacing=0.9,
-        )  # fmt: skip
-        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
-            return
-        legend.remove()
-
-
-def _axis_label(name: str, origin: float) -> str:
+def axis_label(name: str, origin: float) -> str:
+    """Label of a map's axis whose numbers begin at `origin` [m]."""
     return f"{name} [m]" if origin == 0 else f"{name} - {origin:.0f} [m]"
 
 

@@ -132,7 +132,8 @@ def evaluate_recorded(
 
 def compare_candidates(records: Iterable[dict[str, Any]], frames: Sequence[FrameOutcome]) -> tuple[int, int]:
     """(identical, compared): of the frames that the live node and the bag evaluation both saw, those with the same candidates in order."""
-    expected = {frame.result.stamp_ns: [[*c.pose.position, *c.pose.quaternion] for c in frame.result.candidates] for frame in frames}
+    found = {frame.result.stamp_ns: [candidate.pose for candidate in frame.result.candidates if candidate.pose] for frame in frames}
+    expected = {stamp: [[*pose.position, *pose.quaternion] for pose in poses] for stamp, poses in found.items()}
     identical = compared = 0
     for record in records:
         if record["topic"] == CANDIDATES and record["stamp_ns"] in expected:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 
 from asymvpr_core.config import MatcherSettings
@@ -13,13 +12,13 @@ from asymvpr_core.errors import EvaluationError
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall, precision_recall
 from asymvpr_core.evaluation.outcomes import without_recent
 from asymvpr_core.gallery.store import Gallery
-from asymvpr_core.retrieval.index import build_index
+from asymvpr_core.retrieval.index import SearchIndex, build_index
 from asymvpr_core.retrieval.matcher import Matcher
-from asymvpr_core.types import ImageRecord
+from asymvpr_core.types import ImageRecord, QueryFrame
 
 PROTOCOL = {
     "order": "the queries in the order of their source, as consecutive frames of one run",
-    "accepted": "matches that the robot's matcher accepts, by its threshold and its vote over the last frames",
+    "accepted": "matches that the robot's matcher accepts, by its threshold and its temporal agreement, without odometry",
     "precision_of_accepted": "correct accepted matches / accepted matches",
     "recall_of_accepted": "correct accepted matches / queries with a correct match",
     "sweep": "the vote first, with every frame voting; then any threshold on the score of the frames that it accepts",
@@ -57,7 +56,7 @@ def evaluate_sequence(
     descriptors: np.ndarray,
     positives: list[np.ndarray],
     settings: MatcherSettings,
-    index: faiss.Index | None = None,
+    index: SearchIndex | None = None,
 ) -> SequenceResult:
     """Give the descriptors of ordered queries to the matcher, one by one.
 
@@ -120,7 +119,7 @@ def _match(matcher: Matcher, descriptors: np.ndarray, stamps: list[int]) -> tupl
     """(gallery index, score) of the best candidate of every frame, (-1, -inf) without one; (Q,) bool whether it was accepted."""
     best, accepted = [], np.zeros(len(stamps), dtype=bool)
     for i, (descriptor, stamp_ns) in enumerate(zip(descriptors, stamps, strict=True)):
-        answer = matcher.match(descriptor, stamp_ns)
+        answer = matcher.match(descriptor, QueryFrame(stamp_ns))
         first = answer.candidates[0] if answer.candidates else None
         best.append((-1, -np.inf) if first is None else (first.keyframe_index, first.score))
         accepted[i] = answer.accepted

@@ -12,18 +12,27 @@ import numpy as np
 import timm
 import torch
 
-from asymvpr_core.config import EngineSettings, GallerySettings
+from asymvpr_core.config import EngineSettings, GallerySettings, IndexSettings
 from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.errors import ArtefactError, GalleryError
 from asymvpr_core.gallery.describe import Description, describe, report_unreadable
-from asymvpr_core.gallery.store import DESCRIPTORS, IMAGES, INDEX, KEYFRAMES, PROJECTION, write_keyframes
+from asymvpr_core.gallery.store import (
+    DESCRIPTORS,
+    IMAGES,
+    KEYFRAMES,
+    PROJECTION,
+    THUMBNAILS,
+    encode_thumbnail,
+    thumbnail_name,
+    write_keyframes,
+)
 from asymvpr_core.manifest import GalleryNetworkIdentity, read_manifest, verify_files, write_manifest
 from asymvpr_core.networks.cpu import prepare_cpu
 from asymvpr_core.networks.loading import LoadedNetwork, load_network
 from asymvpr_core.networks.projection import Projection, make_projection
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably, link_or_copy
-from asymvpr_core.retrieval.index import build_index, write_index
+from asymvpr_core.retrieval.building import index_gallery
 
 
 def build_gallery(
@@ -35,6 +44,7 @@ def build_gallery(
     weights: Path | None = None,
     skip_unreadable: bool = False,
     engine: EngineSettings | None = None,
+    index: IndexSettings | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Describe all images of `source` and write the gallery `out`; returns `out`.
@@ -49,9 +59,11 @@ def build_gallery(
         skip_unreadable: leave out images that cannot be read. Otherwise all images are described,
             the unreadable ones are reported, and no gallery is written; the work is kept.
         engine: where the images are described; None: in this process.
+        index: how the search index is chosen; None: by size and dimension.
 
     Raises:
         GalleryError: no images, descriptors that are not finite, or unreadable images.
+        RetrievalError: an index that the settings ask for cannot be made.
         ArtefactError: `out` exists, cannot be written, is being built by another process, or
             holds a partial build of something else; or `projection_from` does not fit.
         NetworkError: naming the weights.
@@ -68,7 +80,10 @@ def build_gallery(
         _write(staging, source, settings, network, described, borrowed)
         if source.layout == "bag":
             shutil.copytree(work / IMAGES, staging / IMAGES, copy_function=link_or_copy)
+        if settings.thumbnail_side_px:
+            write_thumbnails(staging, source, described.kept, settings.thumbnail_side_px, progress)
         _write_manifest(staging, source, settings, network, described)
+        index_gallery(staging, index or IndexSettings(), progress=progress)
 
     return build_resumably(out, _fingerprint(source, settings, network, borrowed), build)
 
@@ -96,17 +111,31 @@ def _write(
 
 
 def write_descriptors(staging: Path, features: np.ndarray, projection: Projection | None, dtype: str) -> None:
-    """Write projection, descriptors and index of (N, C) features into the staging folder of a gallery, block by block."""
+    """Write projection and descriptors of (N, C) features into the staging folder of a gallery, block by block.
+
+    Raises:
+        GalleryError: a descriptor that is not finite.
+    """
     dimension = features.shape[1] if projection is None else projection.dimension
     if projection is not None:
         projection.save(staging / PROJECTION)
     descriptors = np.lib.format.open_memmap(staging / DESCRIPTORS, mode="w+", dtype=dtype, shape=(len(features), dimension))
     row = 0
     for block in [features] if projection is None else projection.blocks(features):
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():
+            raise GalleryError(f"descriptor {row + int(np.argmin(finite))} is not finite", remedy="check the weights and that image")
         descriptors[row : row + len(block)] = block
         row += len(block)
     descriptors.flush()
-    write_index(build_index(descriptors), staging / INDEX)
+
+
+def write_thumbnails(staging: Path, source: Dataset, kept: list[int], side_px: int, progress: Progress) -> None:
+    """Write a thumbnail of every keyframe into the staging folder of a gallery; keyframe i is image `kept[i]` of the source."""
+    (staging / THUMBNAILS).mkdir()
+    images = progress(source.read_images(kept), "thumbnails", len(kept))
+    for keyframe, (_, image) in enumerate(images):
+        (staging / thumbnail_name(keyframe)).write_bytes(encode_thumbnail(image, side_px))
 
 
 def _write_manifest(staging: Path, source: Dataset, settings: GallerySettings, network: LoadedNetwork, described: Description) -> None:
@@ -125,6 +154,7 @@ def _write_manifest(staging: Path, source: Dataset, settings: GallerySettings, n
         versions=gallery_versions(),
         details={
             "map_frame": source.map_frame, "keyframes": len(described.kept), "images_in_gallery": source.layout == "bag",
+            "thumbnails": settings.thumbnail_side_px > 0, "index": True,
             "skipped_images": dict(sorted(described.unreadable.items())),
             "weights": {"tensors": network.report.used, "ignored": network.report.ignored, "notes": list(network.report.notes)},
         },

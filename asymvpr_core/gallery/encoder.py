@@ -56,12 +56,16 @@ class GalleryEncoder:
         """The network's image transform."""
         return self.network.spec.preprocess
 
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """The network's input for one `(H, W, 3)` uint8 RGB image: `(3, H, W)` float32. Raises ImageError for another shape or type."""
+        return self.preprocess(image)
+
     def encode(self, image: np.ndarray) -> np.ndarray:
         """Describe one `(H, W, 3)` uint8 RGB image: `(D,)` float32, L2-normalised."""
-        return self.encode_batch(self.preprocess(image)[np.newaxis])[0]
+        return self.encode_batch(self.prepare(image)[np.newaxis])[0]
 
     def encode_batch(self, inputs: np.ndarray) -> np.ndarray:
-        """Describe pre-processed images `(B, 3, H, W)` float32: `(B, D)` float32, L2-normalised."""
+        """Describe images that `prepare` has made, `(B, 3, H, W)` float32: `(B, D)` float32, L2-normalised."""
         with torch.inference_mode():
             features = self.network.module(torch.from_numpy(inputs)).numpy()
         return features if self.projection is None else self.projection(features)

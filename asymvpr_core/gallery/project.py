@@ -7,18 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from asymvpr_core.config import ProjectionSettings
+from asymvpr_core.config import IndexSettings, ProjectionSettings
 from asymvpr_core.errors import ArtefactError, GalleryError
 from asymvpr_core.gallery.build import gallery_versions, write_descriptors
-from asymvpr_core.gallery.store import IMAGES, KEYFRAMES, PROJECTION, Gallery
+from asymvpr_core.gallery.store import IMAGES, KEYFRAMES, PROJECTION, THUMBNAILS, Gallery
 from asymvpr_core.manifest import new_folder, read_manifest, verify_files, write_manifest
 from asymvpr_core.networks.projection import Projection, make_projection
+from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import link_or_copy
+from asymvpr_core.retrieval.building import index_gallery
 
 
 def project_gallery(
-    gallery_path: Path, dimension: int, settings: ProjectionSettings, out: Path, *, projection_from: Path | None = None
-) -> Path:
+    gallery_path: Path, dimension: int, settings: ProjectionSettings, out: Path, *, projection_from: Path | None = None,
+    index: IndexSettings | None = None, progress: Progress = silent,
+) -> Path:  # fmt: skip
     """Write the gallery `out`: the same keyframes with `dimension`-D descriptors; returns `out`.
 
     A query model trained against the large gallery serves the small one when it is exported with
@@ -27,6 +30,7 @@ def project_gallery(
     Args:
         projection_from: another gallery that was projected like this; its projection is re-used, so
             that one query model serves both. `dimension` and `settings` are then not used.
+        index: how the search index is chosen; None: by size and dimension.
 
     Raises:
         ArtefactError: damaged; `out` exists; the gallery has a projection already; or
@@ -51,14 +55,17 @@ def project_gallery(
         shutil.copy2(gallery.path / KEYFRAMES, staging / KEYFRAMES)
         if gallery.manifest.details["images_in_gallery"]:
             shutil.copytree(gallery.path / IMAGES, staging / IMAGES, copy_function=link_or_copy)
+        if gallery.has_thumbnails:
+            shutil.copytree(gallery.path / THUMBNAILS, staging / THUMBNAILS, copy_function=link_or_copy)
         write_manifest(
             staging, "gallery",
             identity.model_copy(update={"projection_sha256": projection.sha256, "dimension": projection.dimension}),
             settings=gallery.manifest.settings | how,
             inputs=gallery.manifest.inputs,
             versions=gallery_versions(),
-            details=gallery.manifest.details | {"projected_from": origin},
+            details=gallery.manifest.details | {"projected_from": origin, "index": True},
         )  # fmt: skip
+        index_gallery(staging, index or IndexSettings(), progress=progress)
     return out
 
 

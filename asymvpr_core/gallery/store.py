@@ -1,7 +1,8 @@
 """The gallery on disk: descriptors, keyframes and poses behind one verified reader.
 
-Folder: `manifest.json`, `descriptors.npy` (N, D), `keyframes.csv`, `index.faiss`,
-`projection.npz` where the descriptors are projected, `images/` where the source was a bag.
+Folder: `manifest.json`, `descriptors.npy` (N, D), `keyframes.csv`, the index (`retrieval.gallery_index`),
+`projection.npz` where the descriptors are projected, `images/` where the source was a bag, `thumbnails/`
+where geometric verification was asked for.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.image_decoding import read_image
-from asymvpr_core.manifest import Manifest, read_manifest, verify_files
+from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, verify_files
 from asymvpr_core.types import IDENTITY_QUATERNION, Keyframe, Pose
+from asymvpr_core.verification import Verification, verify_behind
 
-DESCRIPTORS, KEYFRAMES, INDEX, PROJECTION, IMAGES = "descriptors.npy", "keyframes.csv", "index.faiss", "projection.npz", "images"
+DESCRIPTORS, KEYFRAMES, PROJECTION, IMAGES = "descriptors.npy", "keyframes.csv", "projection.npz", "images"
+THUMBNAILS = "thumbnails"
+_THUMBNAIL_QUALITY = 80
 COLUMNS = (
     "index", "name", "camera", "stamp_ns", "x", "y", "z", "qx", "qy", "qz", "qw", "heading_deg", "lat", "lon", "place_id",
 )  # fmt: skip
@@ -31,23 +36,34 @@ class Gallery:
 
     `descriptors` is (N, D) float32 or float16, L2-normalised, memory-mapped; row i belongs to
     `keyframes[i]`, whose pose is that of the robot's base in `map_frame` at capture time.
+    `verification` is the check of the descriptors that goes on behind the work, where there is one.
     """
 
     path: Path
     manifest: Manifest
     descriptors: np.ndarray
     keyframes: list[Keyframe]
+    verification: Verification | None = None
 
     @staticmethod
-    def open(path: Path, *, verify: bool = True) -> Gallery:
-        """Open a gallery; with `verify`, checksums of descriptors, keyframes and index are tested first.
+    def open(path: Path, *, verify: bool | Literal["auto"] = True) -> Gallery:
+        """Open a gallery.
+
+        Args:
+            verify: True: checksums of descriptors and keyframes are tested first, which reads all of them.
+                "auto": so, but those of large descriptors are tested by a thread behind the work, and
+                `verification` says what came out. False: nothing is tested.
 
         Raises:
             ArtefactError: missing, unfinished, damaged (naming the file), or inconsistent.
         """
         path = Path(path)
         manifest = read_manifest(path, "gallery")
-        verify_files(path, manifest, [DESCRIPTORS, KEYFRAMES, INDEX] if verify else [])
+        verification = None
+        if verify == "auto":
+            verification = verify_behind(path, manifest, [DESCRIPTORS, KEYFRAMES])
+        else:
+            verify_files(path, manifest, [DESCRIPTORS, KEYFRAMES] if verify else [])
         try:
             descriptors = np.load(path / DESCRIPTORS, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
@@ -67,7 +83,7 @@ class Gallery:
             )
         if not details["images_in_gallery"] and not isinstance(inputs.get("source"), str):
             raise ArtefactError(f"the manifest of gallery {path} does not name its source", remedy="rebuild with 'asymvpr gallery build'")
-        return Gallery(path, manifest, descriptors, keyframes)
+        return Gallery(path, manifest, descriptors, keyframes, verification)
 
     def __len__(self) -> int:
         return len(self.keyframes)
@@ -75,6 +91,16 @@ class Gallery:
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the gallery itself: a pickle would hold a copy of all descriptors."""
         return _reopen, (self.path,)
+
+    @property
+    def digest(self) -> str:
+        """Short name of its descriptors and keyframes, from the checksums of its manifest."""
+        return "-".join(self.manifest.files[name].sha256[:16] for name in (DESCRIPTORS, KEYFRAMES))
+
+    @property
+    def gallery_network(self) -> GalleryNetworkIdentity:
+        """The pair: what the descriptors are comparable with."""
+        return self.manifest.gallery_network
 
     @property
     def map_frame(self) -> str:
@@ -91,9 +117,48 @@ class Gallery:
         root = self.path / IMAGES if self.manifest.details["images_in_gallery"] else Path(self.manifest.inputs["source"])
         return root / self.keyframes[index].name
 
+    @property
+    def has_thumbnails(self) -> bool:
+        """Whether every keyframe has a thumbnail."""
+        return bool(self.manifest.details.get("thumbnails"))
+
+    def read_thumbnail(self, index: int) -> np.ndarray:
+        """(H, W) uint8 grey thumbnail of keyframe `index`, after its checksum was tested.
+
+        Raises:
+            ArtefactError: there is none, or it is damaged.
+        """
+        name = thumbnail_name(index)
+        verify_files(self.path, self.manifest, [name])
+        return decode_thumbnail((self.path / name).read_bytes(), str(self.path / name))
+
     def read_image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB picture of keyframe `index`. Raises ImageError when it cannot be read."""
         return read_image(self.image_path(index))
+
+
+def thumbnail_name(index: int) -> str:
+    """Path of a thumbnail in the gallery."""
+    return f"{THUMBNAILS}/{index:08d}.jpg"
+
+
+def encode_thumbnail(image: np.ndarray, side_px: int) -> bytes:
+    """Grey JPEG of an `(H, W, 3)` RGB image, its longer side `side_px` at most."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    scale = side_px / max(grey.shape)
+    if scale < 1.0:
+        size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    _, data = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, _THUMBNAIL_QUALITY])
+    return data.tobytes()
+
+
+def decode_thumbnail(data: bytes, name: str) -> np.ndarray:
+    """(H, W) uint8 of what `encode_thumbnail` wrote. Raises ArtefactError where it cannot be decoded."""
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if grey is None:
+        raise ArtefactError(f"thumbnail {name} cannot be decoded", remedy="rebuild with 'asymvpr gallery build --thumbnails'")
+    return grey
 
 
 def _reopen(path: Path) -> Gallery:

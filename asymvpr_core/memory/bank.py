@@ -14,6 +14,7 @@ import numpy as np
 from asymvpr_core.arrays import load_arrays
 from asymvpr_core.memory.low_rank import factor_offsets, low_rank_moments
 from asymvpr_core.memory.moments import Moments, check_places, stream_moments
+from asymvpr_core.memory.rows import Rows
 
 _REQUIRED, _FACTORS = ("centroids", "variances", "counts", "places"), ("factors", "factor_offsets")
 
@@ -53,7 +54,7 @@ class MemoryBank:
 
 
 def build_memory_bank(
-    descriptors: np.ndarray, places: np.ndarray, chunk_size: int | None = None, *, rank: int = 0, memory_bytes: int = 2 << 30
+    descriptors: Rows, places: np.ndarray, chunk_size: int | None = None, *, rank: int = 0, memory_bytes: int = 2 << 30
 ) -> MemoryBank:
     """Statistics of every place in one pass, in memory; `asymvpr_core.memory.store.build_bank` writes them to disk instead.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from asymvpr_core.config import CellSettings
 from asymvpr_core.errors import MemoryBankError
+from asymvpr_core.gallery.several import AnyGallery, galleries_of
 from asymvpr_core.types import Keyframe
 
 
@@ -29,6 +30,22 @@ def assign_places(keyframes: Sequence[Keyframe], settings: CellSettings) -> np.n
         keys = _cells(keyframes, settings)
     _, places = np.unique(keys, axis=0, return_inverse=True)
     return places.reshape(-1).astype(np.int64)
+
+
+def gallery_places(gallery: AnyGallery, settings: CellSettings) -> np.ndarray:
+    """Place of every keyframe of a gallery, or of several: (N,) int64, those of each gallery behind those of the one before.
+
+    A place id, or a cell, of one gallery is never that of another: their ids and map frames have nothing to do
+    with each other.
+
+    Raises:
+        MemoryBankError: as `assign_places`.
+    """
+    places, first = [], 0
+    for one in galleries_of(gallery):
+        places.append(assign_places(one.keyframes, settings) + first)
+        first = int(places[-1].max()) + 1
+    return np.concatenate(places)
 
 
 def _cells(keyframes: Sequence[Keyframe], settings: CellSettings) -> np.ndarray:

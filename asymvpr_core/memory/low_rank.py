@@ -13,7 +13,7 @@ import numpy as np
 
 from asymvpr_core.errors import MemoryBankError
 from asymvpr_core.memory.moments import Moments, not_finite
-from asymvpr_core.memory.rows import read_rows
+from asymvpr_core.memory.rows import Rows, take_rows
 from asymvpr_core.progress import Progress, silent
 
 
@@ -43,7 +43,7 @@ def place_factors(rows: np.ndarray, rank: int) -> tuple[Moments, np.ndarray]:
 
 
 def low_rank_moments(
-    descriptors: np.ndarray,
+    descriptors: Rows,
     places: np.ndarray,
     rank: int,
     emit: Callable[[int, Moments, np.ndarray], None],
@@ -78,13 +78,7 @@ def low_rank_moments(
     ends = np.cumsum(counts)
     remaining = range(first_place, len(counts))
     for place in progress(remaining, f"place statistics of rank {rank}", len(counts), first_place):
-        rows = _gather(descriptors, order[ends[place] - counts[place] : ends[place]])
+        rows = take_rows(descriptors, order[ends[place] - counts[place] : ends[place]])
         if not np.isfinite(rows).all():
             raise not_finite(descriptors)
         emit(place, *place_factors(rows, rank))
-
-
-def _gather(descriptors: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """The rows at ascending `indices`, neighbouring ones in one read."""
-    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-    return np.concatenate([read_rows(descriptors, int(run[0]), int(run[-1]) + 1) for run in np.split(indices, breaks)])

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from asymvpr_core.errors import ArtefactError, MemoryBankError
-from asymvpr_core.memory.rows import read_rows
+from asymvpr_core.memory.rows import Rows, read_rows
 from asymvpr_core.progress import Progress, silent
 
 _CHUNK_BYTES = 64 << 20  # read at a time
@@ -99,7 +99,7 @@ class PassState:
             raise ArtefactError(f"{path} cannot be read: {error}", remedy=f"remove {path.parent} to start anew") from error
 
 
-def check_places(descriptors: np.ndarray, places: np.ndarray) -> np.ndarray:
+def check_places(descriptors: Rows, places: np.ndarray) -> np.ndarray:
     """Number of images of every place, (M,) int64.
 
     Raises:
@@ -116,7 +116,7 @@ def check_places(descriptors: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def stream_moments(
-    descriptors: np.ndarray,
+    descriptors: Rows,
     places: np.ndarray,
     emit: Emit,
     *,
@@ -172,7 +172,7 @@ def _take_in(
     open_places: dict[int, Moments],
     counts: np.ndarray,
     emit: Emit,
-    descriptors: np.ndarray,
+    descriptors: Rows,
 ) -> None:
     """Add a chunk, place by place: a loop over places was five times as fast as numpy's reduceat over all of them."""
     order = np.argsort(places, kind="stable")
@@ -194,7 +194,7 @@ def _take_in(
             emit(place, open_places.pop(place))
 
 
-def not_finite(descriptors: np.ndarray) -> MemoryBankError:
+def not_finite(descriptors: Rows) -> MemoryBankError:
     """The error that names the first row with a NaN or an infinity."""
     step = max(1, _CHUNK_BYTES // max(1, descriptors.shape[1] * descriptors.itemsize))
     for start in range(0, len(descriptors), step):

@@ -7,7 +7,7 @@ The cost grows with N²: this is what the memory bank spares. Folder: `manifest.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ import numpy as np
 
 from asymvpr_core.config import NeighbourSettings
 from asymvpr_core.errors import ArtefactError, MemoryBankError
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.gallery.several import AnyGallery, galleries_of, open_galleries
 from asymvpr_core.manifest import Manifest, read_manifest, verify_files, write_manifest
 from asymvpr_core.memory.moments import not_finite
-from asymvpr_core.memory.origin import check_origin, gallery_digest, open_array, origin
-from asymvpr_core.memory.rows import read_rows
+from asymvpr_core.memory.origin import check_origin, gallery_digest, named, open_array, origin
+from asymvpr_core.memory.rows import Rows, read_rows
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably, save_piece
 
@@ -57,24 +57,25 @@ class NeighbourLists:
             raise ArtefactError(f"the lists of {path} have shapes {shapes}", expected="(N, k) twice, k >= 1", remedy=_REMEDY)
         return NeighbourLists(path, manifest, neighbours, similarities)
 
-    def check_gallery(self, gallery: Gallery) -> None:
+    def check_gallery(self, gallery: AnyGallery) -> None:
         """Refuse a gallery that the lists were not made from. Raises ArtefactError naming both."""
-        check_origin(self.manifest, self.path, gallery, f"asymvpr bank neighbours {gallery.path}")
+        check_origin(self.manifest, self.path, gallery, "asymvpr bank neighbours")
 
 
-def build_neighbours(gallery_path: Path, settings: NeighbourSettings, out: Path, *, progress: Progress = silent) -> Path:
-    """Search every descriptor of a gallery among all and write the lists `out`; returns `out`.
+def build_neighbours(gallery_path: Path | Sequence[Path], settings: NeighbourSettings, out: Path, *, progress: Progress = silent) -> Path:
+    """Search every descriptor of a gallery, or of several as one, among all and write the lists `out`; returns `out`.
 
     A killed search continues with the next piece when the same command is given again.
 
     Raises:
-        ArtefactError: gallery damaged, `out` exists, cannot be written, or is in use.
+        ArtefactError: gallery damaged, or several not of one pair, `out` exists, cannot be written, or is in use.
         MemoryBankError: k larger than the gallery, or a descriptor that is not finite.
     """
-    gallery = Gallery.open(gallery_path)
+    gallery = open_galleries(gallery_path)
     count, dimension = gallery.descriptors.shape
     if settings.k > count:
-        raise MemoryBankError(f"k is {settings.k}", expected=f"at most the {count} images of {gallery_path}", remedy="give a smaller --k")
+        images = f"the {count} images of {named([one.path for one in galleries_of(gallery)])}"
+        raise MemoryBankError(f"k is {settings.k}", expected=f"at most {images}", remedy="give a smaller --k")
     budget_rows = int(settings.memory_gb * 1e9) // (4 * dimension)
     size = max(1, min(settings.chunk_size, budget_rows // 2))
     gallery_rows = max(1, (budget_rows - size) // 2)  # in float32 and as read
@@ -91,7 +92,7 @@ def build_neighbours(gallery_path: Path, settings: NeighbourSettings, out: Path,
         np.save(staging / NEIGHBOURS, np.concatenate([piece["index"] for piece in pieces]), allow_pickle=False)
         np.save(staging / SIMILARITIES, np.concatenate([piece["similarity"] for piece in pieces]), allow_pickle=False)
         write_manifest(
-            staging, "neighbours", gallery.manifest.gallery_network,
+            staging, "neighbours", gallery.gallery_network,
             settings=settings.model_dump(mode="json"), inputs=origin(gallery),
             versions={"python": platform.python_version(), "numpy": np.__version__, "faiss": faiss.__version__},
             details={"images": count, "k": settings.k},
@@ -101,7 +102,7 @@ def build_neighbours(gallery_path: Path, settings: NeighbourSettings, out: Path,
     return build_resumably(out, fingerprint, build)
 
 
-def _search(descriptors: np.ndarray, start: int, stop: int, k: int, gallery_rows: int) -> np.ndarray:
+def _search(descriptors: Rows, start: int, stop: int, k: int, gallery_rows: int) -> np.ndarray:
     """(stop − start, k) pairs of `index` and `similarity`, of the descriptors from `start` to `stop`."""
     queries = _finite_rows(descriptors, start, stop)
     scores = np.zeros((len(queries), 0), np.float32)
@@ -128,7 +129,7 @@ def _itself_first(indices: np.ndarray, scores: np.ndarray, own: np.ndarray, own_
     return indices, scores
 
 
-def _finite_rows(descriptors: np.ndarray, start: int, stop: int) -> np.ndarray:
+def _finite_rows(descriptors: Rows, start: int, stop: int) -> np.ndarray:
     rows = np.ascontiguousarray(read_rows(descriptors, start, stop), dtype=np.float32)
     if not np.isfinite(rows).all():
         raise not_finite(descriptors)

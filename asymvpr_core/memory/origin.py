@@ -1,4 +1,4 @@
-"""Which gallery an artefact was computed from, and whether another one is the same."""
+"""Which galleries an artefact was computed from, and whether others are the same."""
 
 from __future__ import annotations
 
@@ -8,31 +8,49 @@ from typing import Any
 import numpy as np
 
 from asymvpr_core.errors import ArtefactError
-from asymvpr_core.gallery.store import DESCRIPTORS, KEYFRAMES, Gallery
+from asymvpr_core.gallery.several import AnyGallery, galleries_of
 from asymvpr_core.manifest import Manifest
 
 
-def gallery_digest(gallery: Gallery) -> str:
-    """Short name of a gallery's descriptors and keyframes, from the checksums of its manifest."""
-    return "-".join(gallery.manifest.files[name].sha256[:16] for name in (DESCRIPTORS, KEYFRAMES))
+def gallery_digest(gallery: AnyGallery) -> str:
+    """Short name of descriptors and keyframes, from the checksums of the manifest; of several galleries, those of each in their order."""
+    return "+".join(one.digest for one in galleries_of(gallery))
 
 
-def origin(gallery: Gallery) -> dict[str, Any]:
-    """The `inputs` of a manifest of what was computed from the gallery."""
-    return {"gallery": str(gallery.path.resolve()), "gallery_digest": gallery_digest(gallery)}
+def origin(gallery: AnyGallery) -> dict[str, Any]:
+    """The `inputs` of a manifest of what was computed from the gallery, or from several."""
+    galleries = galleries_of(gallery)
+    if len(galleries) == 1:
+        return {"gallery": str(galleries[0].path.resolve()), "gallery_digest": gallery_digest(gallery)}
+    listed = [{"path": str(one.path.resolve()), "digest": gallery_digest(one)} for one in galleries]
+    return {"galleries": listed, "gallery_digest": gallery_digest(gallery)}
 
 
-def check_origin(manifest: Manifest, path: Path, gallery: Gallery, command: str) -> None:
-    """Refuse a gallery whose descriptors or keyframes are not those that `path` was computed from.
+def origin_paths(manifest: Manifest) -> list[Path]:
+    """The galleries that an artefact was computed from, as `origin` wrote them down; none where nothing is written."""
+    several = manifest.inputs.get("galleries")
+    if several is not None:
+        return [Path(one["path"]) for one in several]
+    return [Path(manifest.inputs["gallery"])] if "gallery" in manifest.inputs else []
+
+
+def named(paths: list[Path]) -> str:
+    """Galleries as a message names them."""
+    return " and ".join(map(str, paths)) or "unknown"
+
+
+def check_origin(manifest: Manifest, path: Path, gallery: AnyGallery, command: str) -> None:
+    """Refuse galleries whose descriptors or keyframes, or whose order, are not those that `path` was computed from.
 
     Raises:
-        ArtefactError: naming both, and `command` as what makes the right one.
+        ArtefactError: naming both, and as what makes the right one `command` with the galleries behind it.
     """
     if manifest.inputs.get("gallery_digest") != gallery_digest(gallery):
+        paths = [one.path for one in galleries_of(gallery)]
         raise ArtefactError(
-            f"{path} was computed from gallery {manifest.inputs.get('gallery', 'unknown')}, "
-            f"whose descriptors or keyframes are not those of {gallery.path}",
-            remedy=f"make it anew with '{command}'",
+            f"{path} was computed from gallery {named(origin_paths(manifest))}, "
+            f"whose descriptors or keyframes are not those of {named(paths)}",
+            remedy=f"make it anew with '{' '.join([command, *map(str, paths)])}'",
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ import numpy as np
 
 from asymvpr_core.config import BankSettings
 from asymvpr_core.errors import ArtefactError, MemoryBankError
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.gallery.several import AnyGallery, open_galleries
 from asymvpr_core.manifest import Manifest, read_manifest, verify_files, write_manifest
 from asymvpr_core.memory.bank import MemoryBank, remaining_variance
-from asymvpr_core.memory.cells import assign_places
+from asymvpr_core.memory.cells import gallery_places
 from asymvpr_core.memory.low_rank import factor_offsets, low_rank_moments
 from asymvpr_core.memory.moments import Moments, PassState, check_places, stream_moments
 from asymvpr_core.memory.origin import check_origin, gallery_digest, open_array, origin
@@ -71,26 +72,27 @@ class StoredBank:
             raise ArtefactError(f"the arrays of bank {path} have shapes {shapes}", expected=f"{expected}", remedy=_REMEDY)
         return StoredBank(path, manifest, bank)
 
-    def check_gallery(self, gallery: Gallery) -> None:
-        """Refuse a gallery whose descriptors or keyframes are not those that the bank was made from.
+    def check_gallery(self, gallery: AnyGallery) -> None:
+        """Refuse a gallery, or several, whose descriptors or keyframes are not those that the bank was made from.
 
         Raises:
             ArtefactError: naming both.
         """
-        check_origin(self.manifest, self.path, gallery, f"asymvpr bank build {gallery.path}")
+        check_origin(self.manifest, self.path, gallery, "asymvpr bank build")
 
 
-def build_bank(gallery_path: Path, settings: BankSettings, out: Path, *, progress: Progress = silent) -> Path:
-    """Compute the place statistics of a gallery and write the bank `out`; returns `out`.
+def build_bank(gallery_path: Path | Sequence[Path], settings: BankSettings, out: Path, *, progress: Progress = silent) -> Path:
+    """Compute the place statistics of a gallery, or of several as one, and write the bank `out`; returns `out`.
 
+    Places of different galleries are different places, numbered one gallery after another.
     A killed build continues where it was when the same command is given again, and gives the same numbers.
 
     Raises:
-        ArtefactError: gallery damaged, `out` exists, cannot be written, or is in use.
+        ArtefactError: gallery damaged, or several not of one pair, `out` exists, cannot be written, or is in use.
         MemoryBankError: no places can be made, one place in all, a descriptor that is not finite.
     """
-    gallery = Gallery.open(gallery_path)
-    places = assign_places(gallery.keyframes, settings.cells)
+    gallery = open_galleries(gallery_path)
+    places = gallery_places(gallery, settings.cells)
     counts = check_places(gallery.descriptors, places)
     if len(counts) < 2:
         raise MemoryBankError("the gallery has one place in all", expected="at least two", remedy="use smaller cells or a larger gallery")
@@ -120,7 +122,7 @@ def build_bank(gallery_path: Path, settings: BankSettings, out: Path, *, progres
     return build_resumably(out, fingerprint, build)
 
 
-def _diagonal(gallery: Gallery, places: np.ndarray, settings: BankSettings, work: Path, progress: Progress) -> None:
+def _diagonal(gallery: AnyGallery, places: np.ndarray, settings: BankSettings, work: Path, progress: Progress) -> None:
     state = _resume(work, CENTROIDS, VARIANCES)
     centroids, variances = _row_files(gallery, places, settings, work)
 
@@ -141,7 +143,7 @@ def _diagonal(gallery: Gallery, places: np.ndarray, settings: BankSettings, work
         file.close()
 
 
-def _low_rank(gallery: Gallery, places: np.ndarray, settings: BankSettings, work: Path, progress: Progress) -> None:
+def _low_rank(gallery: AnyGallery, places: np.ndarray, settings: BankSettings, work: Path, progress: Progress) -> None:
     first_place = _resume(work, CENTROIDS, VARIANCES, FACTORS).next_row
     offsets = factor_offsets(np.bincount(places), settings.rank)
     centroids, variances = _row_files(gallery, places, settings, work)
@@ -180,7 +182,7 @@ def _remove_work(work: Path) -> None:
         (work / name).unlink(missing_ok=True)
 
 
-def _row_files(gallery: Gallery, places: np.ndarray, settings: BankSettings, work: Path) -> tuple[RowFile, RowFile]:
+def _row_files(gallery: AnyGallery, places: np.ndarray, settings: BankSettings, work: Path) -> tuple[RowFile, RowFile]:
     shape = (int(places.max()) + 1, gallery.descriptors.shape[1])
     # Variances of high-dimensional unit vectors are near 1e-6, where float16 has lost most of its digits.
     return RowFile(work / CENTROIDS, shape, np.dtype(settings.dtype)), RowFile(work / VARIANCES, shape, np.float32)
@@ -191,10 +193,10 @@ def _open_arrays(folder: Path, with_factors: bool) -> MemoryBank:
     return MemoryBank(*(open_array(folder / name, _REMEDY) for name in names))
 
 
-def _write_manifest(staging: Path, gallery: Gallery, settings: BankSettings) -> None:
+def _write_manifest(staging: Path, gallery: AnyGallery, settings: BankSettings) -> None:
     bank = _open_arrays(staging, settings.rank > 0)
     write_manifest(
-        staging, "bank", gallery.manifest.gallery_network,
+        staging, "bank", gallery.gallery_network,
         settings=settings.model_dump(mode="json"), inputs=origin(gallery),
         versions={"python": platform.python_version(), "numpy": np.__version__},
         details={

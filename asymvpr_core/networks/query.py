@@ -36,6 +36,7 @@ class QueryNetwork(nn.Module):
     def __init__(self, spec: NetworkSpec, dimension: int, encoder: nn.Module | None = None, *, gated: bool = False):
         super().__init__()
         self.spec = spec
+        self._frozen: list[nn.Module] = []
         self.encoder = spec.build() if encoder is None else encoder
         same = spec.dimension == dimension and has_aggregator_weights(self.encoder)
         self.gate: nn.Parameter | None = None
@@ -100,13 +101,23 @@ class QueryNetwork(nn.Module):
         """Exclude the stem and the first `share` of the backbone's stages from training; 1 leaves only aggregator and last layer.
 
         Raises:
+            NetworkError: as `frozen_parts`.
+        """
+        self._frozen = self.frozen_parts(share)
+        for part in self._frozen:
+            part.requires_grad_(False)
+
+    def frozen_parts(self, share: float) -> list[nn.Module]:
+        """The first `share` of the backbone's stages, then the stem; with all stages also the backbone, and a GeM encoder as a whole.
+
+        Raises:
             NetworkError: a network of the user's own without stages, unless `share` is 0.
         """
         backbone = getattr(self.encoder, "backbone", None)
         stages: list[nn.Module] | None = getattr(backbone, "stages", None)
         if backbone is None or stages is None:
             if share == 0:
-                return
+                return []
             found = f"{self.spec.name} does not say its stages, of which {share:g} are to be left as they are"
             raise NetworkError(found, expected="a module 'backbone' with lists 'stages' and 'stem'", remedy="set frozen_share to 0")
         frozen = round(share * len(stages))
@@ -115,15 +126,19 @@ class QueryNetwork(nn.Module):
             parts.append(backbone)
             if not has_aggregator_weights(self.encoder):  # GeM's exponent belongs to the backbone that is left as it is
                 parts.append(self.encoder)
-        for part in parts:
-            part.requires_grad_(False)
+        return parts
 
     def train(self, mode: bool = True) -> QueryNetwork:
-        """Training mode, with batch normalisation on its ImageNet statistics: a few hundred images of one site would spoil them."""
+        """Training mode, with batch normalisation on its ImageNet statistics: a few hundred images of one site would spoil them.
+
+        Frozen parts do not drop anything at random either.
+        """
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+        for part in self._frozen:
+            part.eval()
         return self
 
     def save(self, path: Path) -> None:

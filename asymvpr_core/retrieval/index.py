@@ -1,8 +1,9 @@
-"""Exact nearest-neighbour search among gallery descriptors (FAISS, cosine of L2-normalised vectors)."""
+"""Nearest-neighbour search among gallery descriptors (FAISS, cosine of L2-normalised vectors): the call, and exact indexes."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
@@ -10,61 +11,29 @@ import numpy as np
 from asymvpr_core.errors import RetrievalError
 
 _CHUNK = 65536  # rows converted to float32 at a time: descriptors may be a memory map larger than memory
+_SLACK = 8  # rows beyond k: more of them with one and the same score are rare
+_REMEDY = "build it anew with 'asymvpr index build'"
 
 
-def build_index(descriptors: np.ndarray) -> faiss.Index:
-    """Give an exact inner-product index; row i of `descriptors` has index i.
+class SearchIndex(Protocol):
+    """What is searched: a FAISS index, `GalleryIndex`, `GrowingIndex`. Row i of the descriptors has index i."""
 
-    Args:
-        descriptors: (N, D) float16 or float32, L2-normalised; may be memory-mapped; N may be 0.
+    @property
+    def d(self) -> int:
+        """Dimension of the descriptors."""
+        ...
 
-    Raises:
-        RetrievalError: not a matrix, or a descriptor that is not finite.
-    """
-    if descriptors.ndim != 2 or descriptors.shape[1] == 0:
-        raise RetrievalError(f"gallery descriptors have shape {descriptors.shape}", expected="(N, D) with D >= 1")
-    index = faiss.IndexFlatIP(int(descriptors.shape[1]))
-    for start in range(0, len(descriptors), _CHUNK):
-        chunk = np.ascontiguousarray(descriptors[start : start + _CHUNK], dtype=np.float32)
-        finite = np.isfinite(chunk).all(axis=1)
-        if not finite.all():
-            row = start + int(np.argmin(finite))
-            raise RetrievalError(f"gallery descriptor {row} is not finite", remedy="rebuild with 'asymvpr gallery build'")
-        index.add(chunk)
-    return index
+    @property
+    def ntotal(self) -> int:
+        """Number of descriptors."""
+        ...
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (Q, k) float32 descending and indices (Q, k) int64, for (Q, d) contiguous float32 queries."""
+        ...
 
 
-def write_index(index: faiss.Index, path: Path) -> None:
-    """Write an index to `path`.
-
-    Raises:
-        RetrievalError: the file cannot be written (permissions, disk full).
-    """
-    try:
-        faiss.write_index(index, str(path))
-    except RuntimeError as error:
-        raise RetrievalError(f"index {path} cannot be written", remedy="free space or give another --out") from error
-
-
-def read_index(path: Path) -> faiss.Index:
-    """Read what `write_index` wrote.
-
-    Raises:
-        RetrievalError: missing, truncated or damaged, or not an inner-product index.
-    """
-    remedy = "restore the file or rebuild with 'asymvpr gallery build'"
-    if not Path(path).is_file():
-        raise RetrievalError(f"index {path} is missing", remedy=remedy)
-    try:
-        index = faiss.read_index(str(path))
-    except (RuntimeError, MemoryError) as error:
-        raise RetrievalError(f"index {path} is damaged", remedy=remedy) from error
-    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise RetrievalError(f"index {path} has metric {index.metric_type}", expected="inner product (0)", remedy=remedy)
-    return index
-
-
-def search(index: faiss.Index, queries: np.ndarray, k: int, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def search(index: SearchIndex, queries: np.ndarray, k: int, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Give the k best gallery rows of every query: scores (Q, k) float32 descending, indices (Q, k) int64.
 
     k is clipped to the number of gallery rows.
@@ -77,7 +46,8 @@ def search(index: faiss.Index, queries: np.ndarray, k: int, threads: int = 1) ->
     Raises:
         RetrievalError: empty index, k < 1, another dimension, or a query that is not finite.
     """
-    if index.ntotal == 0:
+    count = int(index.ntotal)
+    if count == 0:
         raise RetrievalError("the index is empty", expected="at least one descriptor", remedy="build the gallery from a source with images")
     if k < 1:
         raise RetrievalError(f"k is {k}", expected="k >= 1")
@@ -95,7 +65,110 @@ def search(index: faiss.Index, queries: np.ndarray, k: int, threads: int = 1) ->
     previous = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
-        scores, indices = index.search(queries, min(k, int(index.ntotal)))
+        return index.search(queries, min(k, count))
     finally:
         faiss.omp_set_num_threads(previous)
-    return scores, indices
+
+
+def search_with_ties(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`index.search(queries, k)` of an exact FAISS index, in which of equal scores the smaller index comes first, k <= ntotal.
+
+    FAISS keeps any of the rows whose score equals the k-th, so more are asked for until all of them are there.
+    """
+    asked = min(int(index.ntotal), k + _SLACK)
+    scores, indices = index.search(queries, asked)
+    while asked < index.ntotal and (scores[:, -1] == scores[:, k - 1]).any():
+        asked = min(int(index.ntotal), 4 * asked)
+        scores, indices = index.search(queries, asked)
+    order = np.lexsort((indices, -scores))[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)
+
+
+def build_index(descriptors: np.ndarray) -> faiss.Index:
+    """Give an exact inner-product index with a float32 copy of the descriptors; row i of `descriptors` has index i.
+
+    Args:
+        descriptors: (N, D) float16 or float32, L2-normalised; may be memory-mapped; N may be 0.
+
+    Raises:
+        RetrievalError: not a matrix, or a descriptor that is not finite.
+    """
+    check_matrix(descriptors)
+    index = faiss.IndexFlatIP(int(descriptors.shape[1]))
+    for chunk in finite_chunks(descriptors, _CHUNK):
+        index.add(chunk)
+    return index
+
+
+def view_index(descriptors: np.ndarray) -> faiss.Index:
+    """Give an exact inner-product index that reads `descriptors` where they are, a memory map perhaps: nothing is copied.
+
+    The caller keeps `descriptors` alive as long as the index. Float16 descriptors are multiplied in float32.
+
+    Raises:
+        RetrievalError: not a matrix of float16 or float32 whose rows lie one behind the other.
+    """
+    check_matrix(descriptors)
+    dimension = int(descriptors.shape[1])
+    index: Any
+    if descriptors.dtype == np.float32:
+        index = faiss.IndexFlatIP(dimension)
+    elif descriptors.dtype == np.float16:
+        index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    else:
+        raise RetrievalError(f"gallery descriptors are {descriptors.dtype}", expected="float16 or float32")
+    if not descriptors.flags.c_contiguous:
+        raise RetrievalError("gallery descriptors do not lie row by row", remedy="rebuild with 'asymvpr gallery build'")
+    if len(descriptors):
+        raw = descriptors.view(np.uint8).reshape(-1)
+        # An empty vector has no owner, and a view without one never frees what it shows.
+        vector: Any = faiss.MaybeOwnedVectorUInt8
+        index.codes = vector.create_view(faiss.swig_ptr(raw), raw.nbytes, vector().owner)
+        index.ntotal = len(descriptors)
+    return index
+
+
+def check_matrix(descriptors: np.ndarray) -> None:
+    """Raise RetrievalError unless `descriptors` is (N, D) with D >= 1."""
+    if descriptors.ndim != 2 or descriptors.shape[1] == 0:
+        raise RetrievalError(f"gallery descriptors have shape {descriptors.shape}", expected="(N, D) with D >= 1")
+
+
+def finite_chunks(descriptors: np.ndarray, rows: int) -> Any:
+    """Yield the descriptors as float32, `rows` at a time. Raises RetrievalError naming the first one that is not finite."""
+    for start in range(0, len(descriptors), rows):
+        chunk = np.ascontiguousarray(descriptors[start : start + rows], dtype=np.float32)
+        finite = np.isfinite(chunk).all(axis=1)
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise RetrievalError(f"gallery descriptor {row} is not finite", remedy="rebuild with 'asymvpr gallery build'")
+        yield chunk
+
+
+def write_index(index: faiss.Index, path: Path) -> None:
+    """Write an index to `path`.
+
+    Raises:
+        RetrievalError: the file cannot be written (permissions, disk full).
+    """
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise RetrievalError(f"index {path} cannot be written", remedy="free space or give another --out") from error
+
+
+def read_index(path: Path) -> faiss.Index:
+    """Open what `write_index` wrote, its vectors and graphs through a memory map.
+
+    Raises:
+        RetrievalError: missing, truncated or damaged, or not an inner-product index.
+    """
+    if not Path(path).is_file():
+        raise RetrievalError(f"index {path} is missing", remedy=_REMEDY)
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except (RuntimeError, MemoryError) as error:
+        raise RetrievalError(f"index {path} is damaged", remedy=_REMEDY) from error
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise RetrievalError(f"index {path} has metric {index.metric_type}", expected="inner product (0)", remedy=_REMEDY)
+    return index

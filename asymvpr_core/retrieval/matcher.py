@@ -1,157 +1,188 @@
-"""Decide for each query frame whether it shows a place of the gallery: threshold, exclusion, agreement over time."""
+"""Decide for each query frame whether it shows a place of a gallery: candidates, agreement over time, odometry gate, verification."""
 
 from __future__ import annotations
 
-import math
-from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
 
-import faiss
 import numpy as np
 
 from asymvpr_core.config import MatcherSettings
-from asymvpr_core.errors import RetrievalError, SettingsError
+from asymvpr_core.errors import RetrievalError
 from asymvpr_core.gallery.store import Gallery
-from asymvpr_core.retrieval.index import search
-from asymvpr_core.types import Match, MatchResult, Pose
+from asymvpr_core.retrieval.bayes import Likelihood
+from asymvpr_core.retrieval.calibration import Errors
+from asymvpr_core.retrieval.candidates import CandidateSearch, Exclusion, Found, TimeExclusion
+from asymvpr_core.retrieval.covariance import match_covariance
+from asymvpr_core.retrieval.gate import OdometryGate
+from asymvpr_core.retrieval.odometry import Moment, OdometryMonitor, planar
+from asymvpr_core.retrieval.places import KeyframePlaces
+from asymvpr_core.retrieval.sequence import TemporalAgreement, make_agreement
+from asymvpr_core.types import Match, MatchResult, QueryFrame
 
-# A revisit is never pixel-aligned: people and robots drive a place again within about these angles.
-_TILT_STD_RAD = math.radians(5.0)
-_YAW_STD_RAD = math.radians(10.0)
-# Of a gallery without headings nothing is known of the orientation; rtabmap reads 9999 as "ignore this axis".
-_UNKNOWN_VARIANCE = 9999.0
-# Keyframes closer together than this are one position (a turn on the spot), so they say nothing about spacing.
-_SAME_POSITION_M = 0.1
+
+class Verifier(Protocol):
+    """Compares the picture of a frame with that of a keyframe; see `retrieval.verification`."""
+
+    def verify(self, image: np.ndarray, keyframe_index: int) -> int:
+        """Number of feature pairs that fit one fundamental matrix."""
 
 
 class Matcher:
-    """Matches descriptors of a stream of frames against one gallery. Not thread-safe.
+    """Matches the frames of a stream against one gallery. Not thread-safe.
 
-    A frame is accepted when its best candidate scores at least `score_threshold` and, with
-    `sequence="vote"`, when the best candidates of at least `min_votes` of the last
-    `sequence_length` frames (this one included) lie at the same place. Frames below the
-    threshold do not vote. Keyframes taken within `exclude_time_s` of the frame are no
-    candidates at all; keyframes without a stamp are never excluded.
+    A frame is accepted when (1) the frames before it agree, by `sequence`, on a place where this frame
+    scores at least `score_threshold`, (2) the match lies within `odom_gate_sigma` of where odometry
+    expects it, and (3) with `geometric_verification`, features of the two pictures fit together.
+    Each camera has a temporal agreement of its own; gate and odometry are the robot's.
     """
 
-    def __init__(self, gallery: Gallery, index: faiss.Index, settings: MatcherSettings | None = None):
-        """Check that gallery, index and settings fit together.
+    def __init__(
+        self, gallery: Gallery, index: Any, settings: MatcherSettings | None = None,
+        *, likelihood: Likelihood | None = None, verifier: Verifier | None = None, errors: Errors | None = None,
+    ):  # fmt: skip
+        """Match against a gallery on disk.
+
+        Args:
+            index: what `retrieval.index` searches; row i is keyframe i.
+            likelihood: what the Bayes filter makes of scores; None: `standardised_evidence`.
+            verifier: needed where the settings ask for geometric verification.
+            errors: of a calibration, the floor of every covariance; None: the keyframes' spacing is.
 
         Raises:
-            RetrievalError: empty gallery, keyframes without a pose, or an index of another gallery.
+            RetrievalError: empty gallery, keyframes without a pose, an index of another gallery, or no verifier.
             SettingsError: a vote that can never be won.
         """
-        self.gallery, self.index, self.settings = gallery, index, settings or MatcherSettings()
-        if len(gallery) == 0:
-            raise RetrievalError(f"gallery {gallery.path} is empty", remedy="build it from a source with images")
-        without_pose = sum(keyframe.pose is None for keyframe in gallery.keyframes)
-        if without_pose:
-            raise RetrievalError(
-                f"{without_pose} of {len(gallery)} keyframes of gallery {gallery.path} have no pose", expected="a pose for each",
-                remedy="build the gallery from a source with poses",
-            )  # fmt: skip
-        if (index.ntotal, index.d) != gallery.descriptors.shape:
-            raise RetrievalError(
-                f"the index holds {index.ntotal} descriptors of {index.d}-D",
-                expected=f"{gallery.descriptors.shape[0]} of {gallery.descriptors.shape[1]}-D as in gallery {gallery.path}",
-                remedy="rebuild with 'asymvpr gallery build'",
-            )
-        if self.settings.sequence == "vote" and self.settings.min_votes > self.settings.sequence_length:
-            raise SettingsError(
-                f"min_votes is {self.settings.min_votes}", expected=f"at most sequence_length, {self.settings.sequence_length}",
-                remedy="lower min_votes or raise sequence_length",
-            )  # fmt: skip
-        stamped = [(k.stamp_ns, i) for i, k in enumerate(gallery.keyframes) if k.stamp_ns is not None]
-        stamped.sort()
-        self._stamps_ns = np.array([stamp for stamp, _ in stamped], dtype=np.int64)
-        self._stamped_indices = np.array([i for _, i in stamped], dtype=np.int64)
-        # Frames of the vote: (stamp, best candidate, or None where it scored below the threshold).
-        self._votes: deque[tuple[int, Match | None]] = deque(maxlen=self.settings.sequence_length)
+        settings = settings or MatcherSettings()
+        _check_fit(gallery, index)
+        places = KeyframePlaces(gallery.keyframes, settings.agreement_radius_m)
+        self._set_up(
+            places, index, lambda rows: gallery.descriptors[rows], TimeExclusion(places, settings.exclude_time_s), settings,
+            OdometryGate(settings), likelihood, verifier, OdometryMonitor(settings),
+        )  # fmt: skip
+        self.gallery, self._errors = gallery, errors
+
+    @classmethod
+    def over(
+        cls, places: KeyframePlaces, index: Any, rows: Callable[[np.ndarray], np.ndarray], exclusion: Exclusion, settings: MatcherSettings,
+        gate: OdometryGate, odometry: OdometryMonitor, *, likelihood: Likelihood | None = None, verifier: Verifier | None = None,
+    ) -> Matcher:  # fmt: skip
+        """Match against keyframes that grow while matching: `places` and `index` are extended together by their owner.
+
+        Args:
+            rows: indices (R,) -> descriptors (R, D).
+            odometry: shared with the owner, so that both count one way.
+
+        Raises:
+            SettingsError: a vote that can never be won.
+        """
+        matcher = cls.__new__(cls)
+        matcher._set_up(places, index, rows, exclusion, settings, gate, likelihood, verifier, odometry)
+        return matcher
+
+    def _set_up(
+        self, places: KeyframePlaces, index: Any, rows: Callable[[np.ndarray], np.ndarray], exclusion: Exclusion, settings: MatcherSettings,
+        gate: OdometryGate, likelihood: Likelihood | None, verifier: Verifier | None, odometry: OdometryMonitor,
+    ) -> None:  # fmt: skip
+        if settings.geometric_verification != "off" and verifier is None:
+            raise RetrievalError("geometric verification is on and there are no pictures to compare with", remedy="give a verifier")
+        self.settings, self._places, self._gate, self._verifier = settings, places, gate, verifier
+        self._likelihood, self._errors = likelihood, None
+        self._search = CandidateSearch(places, index, rows, exclusion, settings.top_k, broad=settings.sequence == "bayes")
+        self._odometry = odometry
+        self._agreements: dict[str, TemporalAgreement] = {"": make_agreement(places, settings, likelihood)}
+
+    @staticmethod
+    def check_settings(settings: MatcherSettings) -> None:
+        """Raise SettingsError where the settings contradict each other."""
+        make_agreement(KeyframePlaces(), settings)
 
     def reset(self) -> None:
-        """Forget the frames seen so far; the next frame starts a new vote."""
-        self._votes.clear()
+        """Forget the frames seen so far; the next frame starts anew."""
+        for agreement in self._agreements.values():
+            agreement.reset()
+        self._gate.reset()
+        self._odometry.forget()
 
-    def match(self, descriptor: np.ndarray, stamp_ns: int) -> MatchResult:
-        """Say whether the frame `stamp_ns` shows a place of the gallery, and why or why not.
+    def match(self, descriptor: np.ndarray, frame: QueryFrame, image: np.ndarray | None = None) -> MatchResult:
+        """Say whether the frame shows a place of the gallery, and why or why not.
 
         Args:
             descriptor: (D,) float32, L2-normalised.
-            stamp_ns: when the frame was taken, on the clock of the keyframes.
+            frame: its stamp is on the clock of the keyframes.
+            image: `(H, W, 3)` uint8 RGB; needed for geometric verification only.
 
         Raises:
             RetrievalError: another dimension, or a descriptor that is not finite.
         """
-        candidates = self._candidates(descriptor, stamp_ns)
-        self._forget_unless_follows(stamp_ns)
-        threshold = self.settings.score_threshold
-        best = candidates[0] if candidates else None
-        confident = best is not None and best.score >= threshold
-        self._votes.append((stamp_ns, best if confident else None))
+        moment = self._odometry.observe(frame)
+        if moment.jumped:
+            self._forget_places()
+        found = self._search.find(descriptor, moment)
+        result = self._decide(found, moment, image)
+        if not moment.fault:
+            return result
+        forgotten = ", what was seen before is forgotten" if moment.jumped else ""
+        return replace(result, reason=f"{result.reason} ({moment.fault}{forgotten})")
 
-        if best is None:
-            reason = f"all {len(self.gallery)} keyframes were taken within {self.settings.exclude_time_s:g} s of the frame"
-            return MatchResult(stamp_ns, candidates, None, reason)
-        if not confident:
-            return MatchResult(stamp_ns, candidates, None, f"best score {best.score:.3f} is below the threshold {threshold:.3f}")
-        reason = f"score {best.score:.3f} reaches the threshold {threshold:.3f}"
-        agreeing = [c for c in candidates if self._agree(c, best)]
-        if self.settings.sequence == "vote":
-            voters = [vote for _, vote in self._votes if vote is not None and self._agree(vote, best)]
-            counted = f"{len(voters)} of the last {len(self._votes)} frames agree"
-            if len(voters) < self.settings.min_votes:
-                return MatchResult(stamp_ns, candidates, None, f"{counted}, {self.settings.min_votes} needed")
-            reason += f", {counted}"
-            agreeing += voters[:-1]  # the last voter is this frame's best candidate, counted already
-        return MatchResult(stamp_ns, candidates, best, reason, self._covariance(best, agreeing))
+    def _decide(self, found: Found, moment: Moment, image: np.ndarray | None) -> MatchResult:
+        agreement = self._agreement(moment.camera)
+        if not found.candidates:
+            agreement.missed(moment)
+            return MatchResult(moment.stamp_ns, (), None, self._search.reason())
+        verdict = agreement.observe(found, moment)
+        if verdict.match is None:
+            return MatchResult(moment.stamp_ns, found.candidates, None, verdict.reason, posterior=verdict.posterior)
+        covariance = match_covariance(self._places, verdict, self.settings.agreement_radius_m, self._errors)
+        pose, ours = self._planar(verdict.match), covariance[np.ix_([0, 1, 5], [0, 1, 5])]
+        passed, gated = (True, "") if pose is None else self._gate.check(pose, ours, moment)
+        inliers, verified = None, ""
+        if passed and self._verifier is not None and self.settings.geometric_verification != "off":
+            passed, inliers, verified = self._verify(verdict.match, image)
+        if not passed:
+            return MatchResult(moment.stamp_ns, found.candidates, None, verified or gated, None, verdict.posterior, inliers)
+        if pose is not None:
+            self._gate.accept(pose, ours, moment)
+        reason = ", ".join(clause for clause in (verdict.reason, gated, verified) if clause)
+        return MatchResult(moment.stamp_ns, found.candidates, verdict.match, reason, covariance, verdict.posterior, inliers)
 
-    def _candidates(self, descriptor: np.ndarray, stamp_ns: int) -> tuple[Match, ...]:
-        """The top k among the keyframes that are not excluded by time, best first."""
-        window_ns = round(self.settings.exclude_time_s * 1e9)
-        first = int(np.searchsorted(self._stamps_ns, stamp_ns - window_ns, side="right"))
-        last = int(np.searchsorted(self._stamps_ns, stamp_ns + window_ns, side="left"))
-        excluded = set(self._stamped_indices[first:last].tolist())
-        # Asking for as many more as can drop out keeps the top k exact.
-        scores, indices = search(self.index, descriptor[np.newaxis], self.settings.top_k + len(excluded))
-        kept = [(int(i), float(s)) for i, s in zip(indices[0], scores[0], strict=True) if int(i) not in excluded]
-        return tuple(Match(i, score, self._pose(i)) for i, score in kept[: self.settings.top_k])
+    def _verify(self, match: Match, image: np.ndarray | None) -> tuple[bool, int, str]:
+        if image is None or self._verifier is None:
+            raise RetrievalError("geometric verification is on and the frame has no picture", remedy="give the image to match()")
+        inliers, needed = self._verifier.verify(image, match.keyframe_index), self.settings.min_inliers
+        fit = f"{inliers} feature pairs fit"
+        return (True, inliers, fit) if inliers >= needed else (False, inliers, f"{fit} one fundamental matrix, {needed} needed")
 
-    def _forget_unless_follows(self, stamp_ns: int) -> None:
-        """Start a new vote after a backward jump or a pause; a frame that comes twice replaces itself."""
-        if not self._votes:
-            return
-        gap_ns = stamp_ns - self._votes[-1][0]
-        if gap_ns < 0 or gap_ns > self.settings.max_frame_gap_s * 1e9:
-            self._votes.clear()
-        elif gap_ns == 0:
-            self._votes.pop()
+    def _agreement(self, camera: str) -> TemporalAgreement:
+        if camera not in self._agreements:
+            self._agreements[camera] = make_agreement(self._places, self.settings, self._likelihood)
+        return self._agreements[camera]
 
-    def _agree(self, a: Match, b: Match) -> bool:
-        near = a.pose.distance_m(b.pose) <= self.settings.agreement_radius_m
-        return near and a.pose.yaw_distance_deg(b.pose) <= self.settings.agreement_yaw_deg
+    def _planar(self, match: Match) -> np.ndarray | None:
+        """(3,) of the match; None where its pose or its heading is unknown, and nothing can be gated."""
+        if match.pose is None or not self._places.headings_known[match.keyframe_index]:
+            return None
+        return planar(match.pose)
 
-    def _pose(self, index: int) -> Pose:
-        pose = self.gallery.keyframes[index].pose
-        assert pose is not None  # the constructor refused such galleries
-        return pose
+    def _forget_places(self) -> None:
+        for agreement in self._agreements.values():
+            agreement.reset()
+        self._gate.reset()
 
-    def _spacing_m(self, index: int) -> float:
-        """Distance from keyframe `index` to the nearest keyframe elsewhere; the agreement radius where there is none."""
-        distances = np.linalg.norm(self.gallery.positions - self.gallery.positions[index], axis=1)
-        elsewhere = distances[distances > _SAME_POSITION_M]
-        return float(elsewhere.min()) if len(elsewhere) else self.settings.agreement_radius_m
 
-    def _covariance(self, match: Match, agreeing: list[Match]) -> np.ndarray:
-        """(6, 6) float64, ROS order: half the local keyframe spacing, plus the spread of the agreeing candidates about the match.
-
-        The orientation of a keyframe without heading is unknown, and its variances say so.
-        """
-        positions = np.array([c.pose.position for c in agreeing]) - np.array(match.pose.position)
-        yaws = np.radians([c.pose.yaw_distance_deg(match.pose) for c in agreeing])
-        covariance = np.zeros((6, 6))
-        covariance[:3, :3] = np.eye(3) * (self._spacing_m(match.keyframe_index) / 2) ** 2 + positions.T @ positions / len(agreeing)
-        if self.gallery.keyframes[match.keyframe_index].heading_deg is None:
-            covariance[[3, 4, 5], [3, 4, 5]] = _UNKNOWN_VARIANCE
-            return covariance
-        covariance[3, 3] = covariance[4, 4] = _TILT_STD_RAD**2
-        covariance[5, 5] = _YAW_STD_RAD**2 + float(np.mean(yaws**2))
-        return covariance
+def _check_fit(gallery: Gallery, index: Any) -> None:
+    if len(gallery) == 0:
+        raise RetrievalError(f"gallery {gallery.path} is empty", remedy="build it from a source with images")
+    without_pose = sum(keyframe.pose is None for keyframe in gallery.keyframes)
+    if without_pose:
+        raise RetrievalError(
+            f"{without_pose} of {len(gallery)} keyframes of gallery {gallery.path} have no pose", expected="a pose for each",
+            remedy="build the gallery from a source with poses",
+        )  # fmt: skip
+    if (index.ntotal, index.d) != gallery.descriptors.shape:
+        raise RetrievalError(
+            f"the index holds {index.ntotal} descriptors of {index.d}-D",
+            expected=f"{gallery.descriptors.shape[0]} of {gallery.descriptors.shape[1]}-D as in gallery {gallery.path}",
+            remedy="rebuild with 'asymvpr gallery build'",
+        )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asymvpr_core.errors import TrainingError
-from asymvpr_core.memory.rows import read_rows
+from asymvpr_core.memory.rows import Rows, read_rows, take_rows
 from asymvpr_core.progress import Progress, silent
 
 # Rows read at a time: 1024 predictions of 12288 dimensions are 100 MB in float64.
@@ -35,7 +35,7 @@ class Alignment:
 
 def align(
     features: np.ndarray,
-    descriptors: np.ndarray,
+    descriptors: Rows,
     places: np.ndarray,
     *,
     rows: np.ndarray | None = None,
@@ -100,7 +100,7 @@ class _Pairs:
     """Features and the descriptors that belong to them, read a block at a time as float64."""
 
     features: np.ndarray
-    descriptors: np.ndarray
+    descriptors: Rows
     rows: np.ndarray
 
     def blocks(self, chosen: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -108,9 +108,9 @@ class _Pairs:
         count = len(self.features) if chosen is None else len(chosen)
         for start in range(0, count, _BLOCK_ROWS):
             stop = min(start + _BLOCK_ROWS, count)
-            z = read_rows(self.features, start, stop) if chosen is None else self.features[chosen[start:stop]]
+            z = read_rows(self.features, start, stop) if chosen is None else take_rows(self.features, chosen[start:stop])
             rows = self.rows[start:stop] if chosen is None else self.rows[chosen[start:stop]]
-            yield np.asarray(z, dtype=np.float64), np.asarray(self.descriptors[rows], dtype=np.float64)
+            yield np.asarray(z, dtype=np.float64), np.asarray(take_rows(self.descriptors, rows), dtype=np.float64)
 
 
 @dataclass(frozen=True)

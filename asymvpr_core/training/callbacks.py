@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from asymvpr_core.errors import ImageError
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.gallery.several import AnyGallery
 from asymvpr_core.progress import Progress
 from asymvpr_core.training.data import GalleryImages
 from asymvpr_core.training.samplers import Key
@@ -119,7 +119,7 @@ class MovingAverage(lightning.Callback):
 class PredictionBoards(lightning.Callback):
     """Writes a few held-out views beside what was found for them to TensorBoard, green where the place is right, red where not."""
 
-    def __init__(self, gallery: Gallery, views: GalleryImages, keys: list[Key], count: int):
+    def __init__(self, gallery: AnyGallery, views: GalleryImages, keys: list[Key], count: int):
         self._gallery, self._views, self._keys, self._count = gallery, views, keys, count
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

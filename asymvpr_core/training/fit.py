@@ -11,28 +11,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import Dataset
 
 from asymvpr_core.config import TrainSettings
 from asymvpr_core.errors import TrainingError
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.gallery.several import AnyGallery
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.progress import Progress
 from asymvpr_core.training import hardware
 from asymvpr_core.training.callbacks import AVERAGED, MovingAverage, PredictionBoards, ProgressCallback, StepClock
-from asymvpr_core.training.data import GalleryImages, ImageLoader
+from asymvpr_core.training.data import GalleryImages, ImageLoader, Item
 from asymvpr_core.training.module import AsymmetricModule
 from asymvpr_core.training.objective import Objective
-from asymvpr_core.training.samplers import EpochSampler, PlaceBatchSampler, ShareSampler, fixed_views
+from asymvpr_core.training.records import METRICS, EpochTable, WholeCheckpoints
+from asymvpr_core.training.samplers import PLAIN_EPOCH, EpochSampler, PlaceBatchSampler, ShareSampler, fixed_views
 from asymvpr_core.training.validation import HeldOutSearch
 
-CHECKPOINTS, TENSORBOARD, CSV = "checkpoints", "tensorboard", "csv"
+if TYPE_CHECKING:
+    from asymvpr_core.training.cached_views import CachedViews
+
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 
 # Epoch number of the augmentation apart from those of the fine-tuning: the same pictures at every validation.
 _VALIDATION_EPOCH = 2_000_000
@@ -42,20 +47,24 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """A gallery's images: the place of each, and ascending indices of those to train on and of those held out."""
+    """The images of a gallery, or of several: the place of each, and ascending indices of those to train on and of those held out."""
 
-    gallery: Gallery
+    gallery: AnyGallery
     places: np.ndarray
     training: np.ndarray
     validation: np.ndarray
 
 
 def fine_tune(
-    network: QueryNetwork, objective: Objective, images: TrainingImages, settings: TrainSettings, work: Path, progress: Progress
-) -> dict[str, Any]:
+    network: QueryNetwork, objective: Objective, images: TrainingImages, settings: TrainSettings, work: Path, progress: Progress,
+    views: CachedViews | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Train `network` in place and leave the best epoch's weights in it; returns what the run's manifest says of it.
 
     Continues from the checkpoint that a killed run left in `work`.
+
+    Args:
+        views: views of the images as the network's frozen stages see them; None: the images are read and augmented.
 
     Raises:
         ImageError: naming a training image that cannot be read.
@@ -63,10 +72,10 @@ def fine_tune(
         OSError: a checkpoint that cannot be written; the last finished epoch is kept.
     """
     network.freeze(settings.frozen_share)
-    train_loader, validation_loaders, boards = _loaders(network, images, settings)
+    train_loader, validation_loaders, boards = _loaders(network, images, settings, views)
     steps = settings.epochs * math.ceil(len(train_loader) / settings.accumulate_batches)
     search = HeldOutSearch(images.gallery, images.places, symmetric=settings.loss == "symmetric")
-    module = AsymmetricModule(network, objective, search, settings, steps)
+    module = AsymmetricModule(network, objective, search, settings, steps, None if views is None else views.prefix)
     checkpoints = work / CHECKPOINTS
     validated = len(images.validation) > 0
     keep = ModelCheckpoint(
@@ -86,6 +95,7 @@ def fine_tune(
     with _interruptible(), _readable_errors():
         before = trainer.validate(module, validation_loaders, verbose=False)[0] if validated else {}
         start = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+        trainer.callbacks.insert(0, EpochTable(work / METRICS, before))  # type: ignore[attr-defined]  # before the checkpoints, which hold it
         last = _whole_checkpoint(checkpoints / "last.ckpt")
         trainer.fit(module, train_loader, validation_loaders if validated else None, ckpt_path=last, weights_only=True)
     network.cpu()
@@ -93,12 +103,18 @@ def fine_tune(
 
 
 def _loaders(
-    network: QueryNetwork, images: TrainingImages, settings: TrainSettings
+    network: QueryNetwork, images: TrainingImages, settings: TrainSettings, views: CachedViews | None
 ) -> tuple[ImageLoader, list[ImageLoader], PredictionBoards]:
     """Batches to train on, views of held-out images (and for the symmetric loss what they are searched among), and their boards."""
     preprocess, world = network.spec.preprocess, settings.devices * settings.num_nodes
-    augmented = GalleryImages(images.gallery, images.places, preprocess, settings.augmentation, settings.seed)
-    options: dict[str, Any] = {"num_workers": settings.workers, "persistent_workers": settings.workers > 0}
+    pictures = GalleryImages(images.gallery, images.places, preprocess, settings.augmentation, settings.seed)
+    augmented: Dataset[Item] = pictures
+    keys = fixed_views(images.validation, first_epoch=_VALIDATION_EPOCH, views=settings.validation_views)
+    workers = settings.workers
+    if views is not None:
+        augmented, pictures, workers = views, views.pictures, 0  # a process apart would take longer to hand features over than to read them
+        keys = views.view_keys(images.validation, 1, settings.validation_views)
+    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     if settings.resolved_sampler == "places":
         batches = PlaceBatchSampler(images.training, images.places, settings.batch_size, settings.images_per_place, settings.seed, world)
         train_loader = ImageLoader(augmented, batch_sampler=batches, **options)
@@ -109,13 +125,12 @@ def _loaders(
         train_loader = ImageLoader(
             augmented, batch_size=settings.batch_size, sampler=order, drop_last=len(order) > settings.batch_size, **options
         )
-    keys = fixed_views(images.validation, first_epoch=_VALIDATION_EPOCH, views=settings.validation_views)
     loaders = [ImageLoader(augmented, batch_size=settings.batch_size, sampler=ShareSampler(keys, world), **options)]
     if settings.loss == "symmetric":
-        plain = GalleryImages(images.gallery, images.places, preprocess)
-        everything = fixed_views(np.arange(len(images.gallery)), first_epoch=0)
+        plain = GalleryImages(images.gallery, images.places, preprocess) if views is None else views
+        everything = fixed_views(np.arange(len(images.gallery)), first_epoch=PLAIN_EPOCH)
         loaders.append(ImageLoader(plain, batch_size=settings.batch_size, sampler=everything, **options))
-    return train_loader, loaders, PredictionBoards(images.gallery, augmented, keys[::world], settings.boards)
+    return train_loader, loaders, PredictionBoards(images.gallery, pictures, keys[::world], settings.boards)
 
 
 def _trainer(settings: TrainSettings, work: Path, callbacks: list[Any]) -> lightning.Trainer:
@@ -126,7 +141,7 @@ def _trainer(settings: TrainSettings, work: Path, callbacks: list[Any]) -> light
         strategy=hardware.strategy(settings), precision="32-true" if settings.precision == "32" else settings.precision,
         max_epochs=settings.epochs, callbacks=callbacks, accumulate_grad_batches=settings.accumulate_batches,
         gradient_clip_val=settings.gradient_clip or None, use_distributed_sampler=False,
-        logger=[CSVLogger(work, name="", version=CSV), TensorBoardLogger(work, name="", version=TENSORBOARD)],
+        logger=TensorBoardLogger(work, name="", version=TENSORBOARD), plugins=[WholeCheckpoints()],
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, num_sanity_val_steps=0,
     )  # fmt: skip
 

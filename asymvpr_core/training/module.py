@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asymvpr_core.config import TrainSettings
 from asymvpr_core.errors import TrainingError
+from asymvpr_core.networks.frozen_prefix import FrozenPrefix
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.training.objective import Objective
 from asymvpr_core.training.validation import HeldOutSearch
@@ -24,18 +25,28 @@ class AsymmetricModule(lightning.LightningModule):
     Args:
         search: what the validation searches among, and which place every gallery image has.
         steps: optimiser steps of the whole training, over which the learning rate falls.
+        prefix: where the batches hold features of the network's frozen stages instead of images: the network cut behind them.
     """
 
-    def __init__(self, network: QueryNetwork, objective: Objective, search: HeldOutSearch, settings: TrainSettings, steps: int):
+    def __init__(
+        self,
+        network: QueryNetwork,
+        objective: Objective,
+        search: HeldOutSearch,
+        settings: TrainSettings,
+        steps: int,
+        prefix: FrozenPrefix | None = None,
+    ):
         super().__init__()
         self.network, self.objective, self.search, self.settings, self.steps = network, objective, search, settings, steps
+        self._prefix = prefix
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, gallery, place, index = batch
         # Dropout and the draws of the explicit loss: a resumed training draws what the undisturbed one did.
         key = (self.settings.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-        query = self.network(images).float()
+        query = self._describe(images).float()
         with torch.autocast(query.device.type, enabled=False):
             loss = self.objective(query, gallery, place, index)
         if not torch.isfinite(loss):
@@ -60,7 +71,7 @@ class AsymmetricModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         images, own, place, index = batch
-        descriptors = self.network(images).float()
+        descriptors = self._describe(images).float()
         if dataloader_idx == 1:
             self.search.add_references(descriptors, index)
         else:
@@ -80,6 +91,10 @@ class AsymmetricModule(lightning.LightningModule):
         optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=max(self.steps, 1), eta_min=settings.learning_rate_end)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _describe(self, images: Tensor) -> Tensor:
+        descriptors: Tensor = self.network(images) if self._prefix is None else self._prefix.describe(images)
+        return descriptors
 
     @property
     def _parallel(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from asymvpr_core.config import TrainSettings
 from asymvpr_core.errors import TrainingError
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.gallery.several import AnyGallery
 from asymvpr_core.memory.bank import MemoryBank
 from asymvpr_core.memory.neighbours import NeighbourLists
 from asymvpr_core.memory.spread import scaled_gamma
@@ -120,7 +120,7 @@ class NeighbourObjective(Objective):
     Of the gallery's descriptors only the rows that a batch's lists name are read.
     """
 
-    def __init__(self, settings: TrainSettings, gallery: Gallery, neighbours: np.ndarray | None):
+    def __init__(self, settings: TrainSettings, gallery: AnyGallery, neighbours: np.ndarray | None):
         super().__init__(settings)
         self._gallery, self._neighbours = gallery, neighbours
 
@@ -143,7 +143,7 @@ class NeighbourObjective(Objective):
                 return d3still_loss(u, s, alpha=own.d3still_alpha, beta=own.d3still_beta, gamma=own.d3still_gamma)
 
 
-def make_objective(settings: TrainSettings, gallery: Gallery, bank: MemoryBank, neighbours: Path | None = None) -> Objective:
+def make_objective(settings: TrainSettings, gallery: AnyGallery, bank: MemoryBank, neighbours: Path | None = None) -> Objective:
     """The objective that the settings name.
 
     Args:
@@ -172,7 +172,7 @@ def make_objective(settings: TrainSettings, gallery: Gallery, bank: MemoryBank, 
     return BatchObjective(settings)
 
 
-def _lists(path: Path, gallery: Gallery, settings: TrainSettings) -> np.ndarray:
+def _lists(path: Path, gallery: AnyGallery, settings: TrainSettings) -> np.ndarray:
     lists = NeighbourLists.open(path)
     lists.check_gallery(gallery)
     found = lists.neighbours.shape[1]

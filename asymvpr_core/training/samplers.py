@@ -15,6 +15,9 @@ from asymvpr_core.errors import TrainingError
 
 Key = tuple[int, int]  # (epoch, gallery index)
 
+# Epoch number of the image as it is, without augmentation, where one set of images has both.
+PLAIN_EPOCH = 3_000_000
+
 
 class EpochSampler(Sampler[Key]):
     """Yields (epoch, index) in an order drawn from (seed, epoch); of several processes, each gets its share.

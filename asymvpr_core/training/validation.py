@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.gallery.several import AnyGallery
 
 _BLOCK_BYTES = 256 << 20
 
@@ -40,7 +40,7 @@ class HeldOutSearch:
             `add_references` brings.
     """
 
-    def __init__(self, gallery: Gallery, places: np.ndarray, symmetric: bool = False):
+    def __init__(self, gallery: AnyGallery, places: np.ndarray, symmetric: bool = False):
         self._gallery, self._places, self.symmetric = gallery, places, symmetric
         self.found: Found | None = None
         self.start()

@@ -1,0 +1,108 @@
+"""What the matcher decides along a run at one threshold after another, agreement over time and verification included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from asymvpr_core.config import MatcherSettings
+from asymvpr_core.evaluation.encoded_run import EncodedRun
+from asymvpr_core.evaluation.loop_closure import PrecisionRecall
+from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.image_decoding import decode_image
+from asymvpr_core.retrieval.matcher import Matcher, Verifier
+from asymvpr_core.types import Match, QueryFrame
+
+N_THRESHOLDS = 24
+_LOWEST_SHARE = 0.05  # of the frames that lie below the lowest threshold tried
+
+# (frame number, match) -> right; None: neither right nor wrong.
+Judge = Callable[[int, Match], bool | None]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """`thresholds` (T,) ascending; `accepted` and `right` (T, F) bool at each, without matches that are neither right nor wrong."""
+
+    thresholds: np.ndarray
+    accepted: np.ndarray
+    right: np.ndarray
+
+    def counts(self, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(T,) accepted and (T,) right frames, of the frames `rows` only where given."""
+        chosen = slice(None) if rows is None else rows
+        return self.accepted[:, chosen].sum(axis=1), self.right[:, chosen].sum(axis=1)
+
+    def curve(self, n_opportunities: int) -> PrecisionRecall:
+        """Precision and recall at the thresholds that accept something, highest threshold first; there is no area below so few points."""
+        accepted, right = (counts[::-1] for counts in self.counts())
+        some = accepted > 0
+        accepted, right, thresholds = accepted[some], right[some], self.thresholds[::-1][some]
+        recall = right / n_opportunities if n_opportunities else np.zeros(len(right))
+        return PrecisionRecall(thresholds, right / accepted, recall, None, None, None, n_opportunities)
+
+
+def decide(
+    run: EncodedRun, gallery: Gallery, index: object, settings: MatcherSettings, judge: Judge, verifier: Verifier | None = None
+) -> Decisions:
+    """Run the matcher over the whole run, with its threshold at one quantile of the best scores after another.
+
+    Args:
+        index: of the gallery.
+        settings: `score_threshold` is replaced.
+        verifier: of the gallery, where the settings ask for verification.
+    """
+    best = (run.descriptors @ np.asarray(gallery.descriptors, dtype=np.float32).T).max(axis=1)
+    thresholds = np.unique(np.quantile(best, np.linspace(_LOWEST_SHARE, 1.0, N_THRESHOLDS)))
+    remembered = None if verifier is None else _RememberingVerifier(verifier, run)
+    accepted = np.zeros((len(thresholds), len(run)), dtype=bool)
+    right = np.zeros_like(accepted)
+    verdicts: dict[tuple[int, int], bool | None] = {}
+    for row, threshold in enumerate(thresholds):
+        matcher = Matcher(gallery, index, settings.model_copy(update={"score_threshold": float(threshold)}), verifier=remembered)
+        for frame, descriptor in enumerate(run.descriptors):
+            if remembered is not None:
+                remembered.frame = frame
+            answer = matcher.match(descriptor, QueryFrame(run.stamps_ns[frame], run.odometry[frame]), _NO_PICTURE)
+            if answer.match is None:
+                continue
+            key = (frame, answer.match.keyframe_index)
+            if key not in verdicts:
+                verdicts[key] = judge(frame, answer.match)
+            verdict = verdicts[key]
+            accepted[row, frame], right[row, frame] = verdict is not None, bool(verdict)
+    return Decisions(thresholds, accepted, right)
+
+
+_NO_PICTURE = np.zeros((0, 0, 3), dtype=np.uint8)  # `_RememberingVerifier` has its own
+
+
+class _RememberingVerifier:
+    """Verifies each pair of frame and keyframe once; the pictures stay in memory as they are encoded."""
+
+    def __init__(self, verifier: Verifier, run: EncodedRun):
+        self.frame = 0
+        self._verifier, self._records = verifier, run.dataset.records
+        self._pictures = [data for _, data in run.dataset.read_encoded(list(range(len(run))))]
+        self._known: dict[tuple[int, int], int] = {}
+
+    def verify(self, image: np.ndarray, keyframe_index: int) -> int:
+        """Feature pairs of the current frame and a keyframe; `image` is not looked at."""
+        key = (self.frame, keyframe_index)
+        if key not in self._known:
+            picture = decode_image(self._pictures[self.frame], self._records[self.frame].name)
+            self._known[key] = self._verifier.verify(picture, keyframe_index)
+        return self._known[key]
+
+
+def judge_by(positives: Sequence[np.ndarray], ignored: Callable[[int, Match], bool]) -> Judge:
+    """A judge from the gallery indices that are right for each frame, and what is ignored of the others."""
+
+    def judge(frame: int, match: Match) -> bool | None:
+        if match.keyframe_index in positives[frame]:
+            return True
+        return None if ignored(frame, match) else False
+
+    return judge

@@ -1,0 +1,249 @@
+"""The index of a gallery on disk: `index.json`, and the file that it names, written atomically beside the descriptors."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from asymvpr_core import __version__
+from asymvpr_core.config import IndexKind
+from asymvpr_core.errors import ArtefactError, RetrievalError
+from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
+from asymvpr_core.manifest import FileEntry, digest_of, sha256_of, unwritable, write_text_atomically
+from asymvpr_core.retrieval.index import read_index, search_with_ties, view_index, write_index
+from asymvpr_core.retrieval.recipes import RECIPES, Parameters, compose, set_parameters
+
+INDEX = "index.json"
+FORMAT_VERSION = 1
+_REMEDY = "build it anew with 'asymvpr index build'"
+
+
+class Trial(BaseModel):
+    """What one kind of index with one set of search parameters costs and finds, measured on made-up queries."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: IndexKind
+    parameters: Parameters
+    memory_bytes: int = Field(ge=0)  # that a search needs at hand: the index, or all descriptors for kind exact
+    bytes_per_vector: float
+    milliseconds: float  # median of one query
+    recall_at_1: float
+    recall_at_k: float
+    build_seconds: float
+
+
+class IndexManifest(BaseModel):
+    """Contents of `index.json`: what the index is, which descriptors it is of, and how it was chosen."""
+
+    model_config = ConfigDict(extra="forbid")
+    format_version: int = FORMAT_VERSION
+    created: str
+    asymvpr_version: str = __version__
+    faiss_version: str = faiss.__version__
+    kind: IndexKind
+    refine: str
+    parameters: Parameters
+    keyframes: int = Field(ge=0)
+    dimension: int = Field(ge=1)
+    pair_id: str
+    descriptors_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    file_name: str | None = Field(pattern=r"^index-[0-9a-f]{12}\.faiss$")  # None: nothing beside the descriptors
+    file: FileEntry | None
+    settings: dict[str, Any] = {}
+    trials: list[Trial] = []
+    note: str = ""
+    index_sha256: str | None = None
+
+
+class GalleryIndex:
+    """A gallery's index, open for searching: what `retrieval.index.search` and the matcher take. Not thread-safe.
+
+    Where a search of an approximate kind finds fewer than k rows, that query is answered by the exact
+    one; `answered_exactly` counts such queries.
+    """
+
+    def __init__(
+        self, kind: IndexKind, index: Any, descriptors: np.ndarray, parameters: Parameters, refine: str,
+        check: Callable[[], None] | None = None, tuned_k: int = 10,
+    ):  # fmt: skip
+        """Compose the FAISS index of `kind` with the stored descriptors.
+
+        Args:
+            index: what `recipes.build` gave or the file holds; None for kind exact.
+            descriptors: (N, D), memory-mapped perhaps.
+            tuned_k: the neighbours for which `parameters` were found.
+            check: called before every search; raises when the gallery has turned out to be damaged.
+        """
+        self.kind, self.parameters, self.refine = kind, parameters, refine
+        self.ntotal, self.d = len(descriptors), int(descriptors.shape[1])
+        self.answered_exactly = 0
+        self._exact_order = not RECIPES[kind].refines
+        self._check, self._descriptors = check, descriptors
+        self._index: Any
+        self._index, self._keep = compose(kind, index, descriptors, refine)
+        set_parameters(self._index, parameters)
+        self._k_factor, self._tuned_k = parameters.get("k_factor_rf", 0), tuned_k
+
+    @property
+    def faiss_index(self) -> Any:
+        """The FAISS index underneath, for measurements."""
+        return self._index
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best rows of every query: scores (Q, k) descending, indices (Q, k); of equal scores the smaller index first.
+
+        Call it through `retrieval.index.search`, which checks the queries, clips k and caps the threads.
+
+        Raises:
+            ArtefactError: the check of the gallery's files, which goes on behind the search, found damage.
+        """
+        if self._check is not None:
+            self._check()
+        if self._exact_order:
+            return search_with_ties(self._index, queries, k)
+        if self._k_factor:
+            # The recall was tuned for few neighbours. Where a filter asks for thousands, as many candidates as that
+            # are ranked again and no multiple of them: that would read most of the stored descriptors.
+            self._index.k_factor = max(1.0, min(self._k_factor, self._k_factor * self._tuned_k / k))
+        scores, indices = self._index.search(queries, k)
+        missing = indices[:, -1] < 0
+        if missing.any():
+            self.answered_exactly += int(missing.sum())
+            scores[missing], indices[missing] = search_with_ties(view_index(self._descriptors), queries[missing], k)
+        order = np.lexsort((indices, -scores))
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)
+
+
+def save_index(
+    folder: Path, kind: IndexKind, index: Any, parameters: Parameters, refine: str, *, descriptors: np.ndarray, descriptors_sha256: str,
+    pair_id: str, settings: dict[str, Any] | None = None, trials: list[Trial] | None = None, note: str = "",
+) -> IndexManifest:  # fmt: skip
+    """Write an index into the gallery folder: its file first, then `index.json`; the one before stays valid until then.
+
+    Raises:
+        RetrievalError, ArtefactError: the folder cannot be written, or another process is writing an index there.
+    """
+    name, entry = None, None
+    try:
+        with _locked(folder):
+            if index is not None:
+                temporary = folder / f".index-{os.getpid()}.partial"
+                try:
+                    write_index(index, temporary)
+                    with open(temporary, "rb") as file:
+                        os.fsync(file.fileno())
+                    entry = FileEntry(bytes=temporary.stat().st_size, sha256=sha256_of(temporary))
+                    name = f"index-{entry.sha256[:12]}.faiss"
+                    os.replace(temporary, folder / name)
+                finally:
+                    temporary.unlink(missing_ok=True)
+            manifest = IndexManifest(
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                kind=kind, refine=refine, parameters=parameters, keyframes=len(descriptors), dimension=int(descriptors.shape[1]),
+                pair_id=pair_id, descriptors_sha256=descriptors_sha256, file_name=name, file=entry,
+                settings=settings or {}, trials=trials or [], note=note,
+            )  # fmt: skip
+            manifest.index_sha256 = _digest(manifest)
+            write_text_atomically(folder / INDEX, manifest.model_dump_json(indent=2) + "\n")
+            for old in [*folder.glob("index-*.faiss"), *folder.glob(".index-*.partial")]:
+                if old.name != name:
+                    old.unlink()  # a process that searches it keeps it open
+    except OSError as error:
+        raise unwritable(folder / INDEX, error) from error
+    return manifest
+
+
+def read_index_manifest(gallery: Gallery) -> IndexManifest | None:
+    """What `index.json` says, checked against the gallery; None for a gallery of an earlier version, which has none.
+
+    Raises:
+        ArtefactError: missing, damaged, of a newer version, or the index of other descriptors.
+    """
+    path = gallery.path / INDEX
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
+            raise ArtefactError(
+                f"{path} has format version {raw['format_version']}", expected=f"at most {FORMAT_VERSION}",
+                remedy="update asymvpr, or " + _REMEDY,
+            )  # fmt: skip
+        manifest = IndexManifest.model_validate(raw)
+    except FileNotFoundError as error:
+        if not gallery.manifest.details.get("index"):
+            return None
+        raise ArtefactError(f"{path} is missing", remedy=_REMEDY) from error
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from error
+    except ValidationError as error:
+        raise ArtefactError(f"{path} is damaged: {error.errors()[0]['msg'].lower()}", remedy=_REMEDY) from error
+    except ValueError as error:
+        raise ArtefactError(f"{path} is damaged: not JSON", remedy=_REMEDY) from error
+    if manifest.index_sha256 != _digest(manifest) or (manifest.file is None) != (manifest.file_name is None):
+        raise ArtefactError(f"{path} is damaged: its content differs from its own checksum", remedy=_REMEDY)
+    if (manifest.file is None) != (manifest.kind == "exact"):
+        raise ArtefactError(f"{path} names {manifest.file_name} for an index of kind {manifest.kind}", remedy=_REMEDY)
+    expected = gallery.manifest.files[DESCRIPTORS].sha256
+    if (manifest.descriptors_sha256, manifest.keyframes) != (expected, len(gallery)):
+        raise ArtefactError(f"{path} is the index of other descriptors than those of gallery {gallery.path}", remedy=_REMEDY)
+    return manifest
+
+
+def open_index(gallery: Gallery) -> GalleryIndex:
+    """Open the index of a gallery; its file is checked against its checksum and then memory-mapped.
+
+    A gallery of an earlier version, without `index.json`, is searched exactly, as it was then.
+
+    Raises:
+        ArtefactError: missing, damaged, or the index of other descriptors; never another kind instead.
+        RetrievalError: FAISS cannot read it.
+    """
+    manifest = read_index_manifest(gallery)
+    check = None if gallery.verification is None else gallery.verification.raise_if_damaged
+    if manifest is None:
+        return GalleryIndex("exact", None, gallery.descriptors, {}, "descriptors", check)
+    index = None
+    if manifest.file is not None and manifest.file_name is not None:
+        path = gallery.path / manifest.file_name
+        if not path.is_file():
+            raise ArtefactError(f"{path} is missing", remedy=_REMEDY)
+        if path.stat().st_size != manifest.file.bytes:
+            raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{manifest.file.bytes}", remedy=_REMEDY)
+        if sha256_of(path) != manifest.file.sha256:
+            raise ArtefactError(f"{path} is damaged: its checksum differs from that in {INDEX}", remedy=_REMEDY)
+        index = read_index(path)
+        if (index.ntotal, index.d) != gallery.descriptors.shape:
+            raise RetrievalError(
+                f"{path} holds {index.ntotal} descriptors of {index.d}-D",
+                expected=f"{len(gallery)} of {gallery.descriptors.shape[1]}-D as in gallery {gallery.path}", remedy=_REMEDY,
+            )  # fmt: skip
+    return GalleryIndex(
+        manifest.kind, index, gallery.descriptors, manifest.parameters, manifest.refine, check, int(manifest.settings.get("k", 10))
+    )
+
+
+def _digest(manifest: IndexManifest) -> str:
+    content = json.loads(manifest.model_dump_json(exclude={"index_sha256"}))
+    return digest_of(content)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other writers out. The folder itself is locked, so that no lock file stays in a finished gallery."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ArtefactError(f"another process is writing an index of gallery {folder}", remedy="wait for it") from error
+    finally:
+        os.close(descriptor)
