@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     record = Record(
         "encode", "Networks by runtime and precision",
         f"One image of the network's own size, random weights, {options.threads} thread(s); median and quartiles of {rounds} rounds in turn "
-        f"with `{options.reference}`. The ratios: how many times faster a network is than that one in eager torch and in ONNX Runtime.",
+        f"with `{options.reference}`. The ratios: how many times faster than that one in eager torch and in ONNX Runtime.",
         *packages,
     )  # fmt: skip
     columns = ["network", "runtime", "precision", "ms", "quartiles", "x eager torch", "x its ONNX Runtime", "cosine to torch"]

@@ -100,7 +100,7 @@ def test_the_command_runs_reports_and_keeps_what_is_there(tmp_path: Path):
     assert result.exit_code == 0, result.output
     assert json.loads((out / "preprocess.json").read_text())["name"] == "preprocess"
     text = (tmp_path / "performance.md").read_text()
-    assert "| ours / flat |" in text and "JPEG to input" in text and "Missed, because." in text
+    assert "| ours / flat |" in text and "decode JPEG" in text and "Missed, because." in text
 
 
 def test_the_command_lists_and_refuses(tmp_path: Path):
