@@ -118,7 +118,7 @@ def test_town_trajectory(tmp_path: Path):
 
 
 def test_encode(tmp_path: Path):
-    light, heavy = "lcnet_035@16_gem_64px", "lcnet_035@16_salad_544_96px"
+    light, heavy = "lcnet_035@16_gem_64px", "lcnet_035@16_gem_96px"
     text = run("encode.py", "--networks", light, "--reference", heavy, "--rounds", 2, "--json", tmp_path / "encode.json")
     record = json.loads((tmp_path / "encode.json").read_text())
     assert record["made_with"]["commit"] and record["made_with"]["versions"]["onnxruntime"]
