@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     packages = ["torch", "timm", "onnxruntime"] + (["openvino"] if openvino_version() else [])
     record = Record(
         "encode", "Networks by runtime and precision",
-        f"One image of the network's own size, random weights, {options.threads} thread(s); median and quartiles of {rounds} rounds in turn "
+        f"One image of the network's size, random weights, {options.threads} thread(s); median and quartiles of {rounds} rounds, in turn "
         f"with `{options.reference}`. The ratios: how many times faster than that one in eager torch and in ONNX Runtime.",
         *packages,
     )  # fmt: skip

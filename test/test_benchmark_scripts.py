@@ -147,7 +147,7 @@ def test_town_trajectory(tmp_path: Path):
 
 
 def test_encode(tmp_path: Path):
-    light, heavy = "lcnet_035@16_gem_64px", "lcnet_035@16_salad_544_96px"
+    light, heavy = "lcnet_035@16_gem_64px", "lcnet_035@16_gem_96px"
     text = run("encode.py", "--networks", light, "--reference", heavy, "--rounds", 2, "--out", tmp_path / "encode.json")
     record = values(tmp_path / "encode.json", aims=False)
     rows = {(row["network"], row["runtime"], row["precision"]): row for row in record["rows"]}
