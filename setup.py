@@ -73,6 +73,7 @@ setup(
         (f"share/{PACKAGE}/config", sorted(glob("config/*.yaml") + glob("config/*.xml"))),
         (f"share/{PACKAGE}/config/rviz", sorted(glob("config/rviz/*.rviz"))),
         (f"share/{PACKAGE}/config/stacks", sorted(glob("config/stacks/*.yaml"))),
+        (f"share/{PACKAGE}/benchmarks", sorted(glob("benchmarks/*.py"))),
     ],
     python_requires=">=3.10",
     install_requires=RUNTIME,

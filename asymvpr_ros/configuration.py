@@ -62,4 +62,5 @@ def identity(recogniser: PlaceRecogniser, map_frame: str) -> dict[str, str]:
         "model_sha256": (model.manifest.manifest_sha256 or "")[:12],
         "map_frame": map_frame,
         "image_conversion": "cv_bridge" if cv_bridge_works() else "asymvpr_core",
+        **model.report.as_diagnostics(),
     }

@@ -1,6 +1,6 @@
 """Latency of the query networks in every runtime and precision of this machine, beside the heavy network.
 
-    python benchmarks/encode.py --networks mobilevitv2_100_boq efficientvit_b2_boq --json out/encode.json
+    python benchmarks/encode.py --networks mobilevitv2_100_boq efficientvit_b2_boq --out out/encode.json
 
 Random weights; one image of the network's own input size, already resized; the normalisation is part of the exported
 graphs and not of eager torch. In each round every way to run the network runs once, and the heavy network runs beside
@@ -11,7 +11,6 @@ over the rounds, the spread are its quartiles, a ratio is that of medians. Cosin
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from machine import describe
+from record import Record
 
 from asymvpr_core.config import ExportSettings
 from asymvpr_core.deploy.model_folder import RuntimeName
@@ -39,6 +38,7 @@ from asymvpr_core.networks.registry import known_networks, network_spec
 from asymvpr_core.networks.spec import NetworkSpec
 
 REFERENCE = "dinov2_boq"
+AIMED_AT = ("mobilevitv2_100_boq", "efficientvit_b2_boq")
 _CALIBRATION = 8  # pictures: enough for the ranges, whose exactness does not matter for the time
 
 
@@ -183,15 +183,40 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-int8", action="store_true", help="leave out int8, whose preparation takes the longest")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--quick", action="store_true", help="one light network, few rounds")
+    parser.add_argument("--out", type=Path, help="JSON file with every value", metavar="FILE")
     options = parser.parse_args(arguments)
     names = options.networks or [spec.name for spec in known_networks() if spec.role == "query"]
-    rows = measure(names, threads=options.threads, rounds=options.rounds, reference=options.reference, int8=not options.no_int8)
-    if options.json is not None:
-        packages = ["torch", "timm", "onnxruntime"] + (["openvino"] if openvino_version() else [])
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"made_with": describe(*packages), "rows": rows}, indent=2) + "\n", encoding="utf-8")
-    return 0
+    names, rounds = (["efficientnet_lite0_gem"], 2) if options.quick else (names, options.rounds)
+    quiet: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    rows = measure(names, threads=options.threads, rounds=rounds, reference=options.reference, int8=not options.no_int8, report=quiet)
+    packages = ["torch", "timm", "onnxruntime"] + (["openvino"] if openvino_version() else [])
+    record = Record(
+        "encode", "Networks by runtime and precision",
+        f"One image of the network's size, random weights, {options.threads} thread(s); median and quartiles of {rounds} rounds, in turn "
+        f"with `{options.reference}`. The ratios: how many times faster than that one in eager torch and in ONNX Runtime.",
+        *packages,
+    )  # fmt: skip
+    columns = ["network", "runtime", "precision", "ms", "quartiles", "x eager torch", "x its ONNX Runtime", "cosine to torch"]
+    cells = [
+        [
+            f"`{row['network']}`", row["runtime"], row["precision"], f"{row['latency_ms']:.1f}",
+            f"{row['quartiles_ms'][0]:.1f} to {row['quartiles_ms'][1]:.1f}", f"{row['ratio_to_eager']:.1f}",
+            f"{row['ratio_to_onnxruntime']:.1f}", f"{row['cosine_to_torch']:.5f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    record.table("Encoders", columns, cells)
+    for row in rows:
+        if row["network"] in AIMED_AT:
+            way = (row["runtime"], row["precision"])
+            if way == ("onnxruntime", "fp32"):
+                record.aim(f"`{row['network']}`: heavy / light, both in ONNX Runtime", row["ratio_to_onnxruntime"], 8, at_most=False)
+                record.aim(f"`{row['network']}`: heavy in eager torch / light in ONNX Runtime", row["ratio_to_eager"], 10, at_most=False)
+            elif way == ("openvino", "bf16"):
+                record.aim(f"`{row['network']}`: heavy in eager torch / light in OpenVINO bf16", row["ratio_to_eager"], 15, at_most=False)
+    record.values(rows=rows)
+    return record.finish(options.out)
 
 
 if __name__ == "__main__":

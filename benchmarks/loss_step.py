@@ -2,7 +2,7 @@
 
     python benchmarks/loss_step.py --out out/loss_step.json
 
-Prints two Markdown tables: medians over runs of all methods in turn, forward and forward with backward, with
+Two tables: medians over runs of all methods in turn, forward and forward with backward, with
 the difference of the loss to the dense float32 step; and the peak memory above the bank, each method in a
 process of its own. The bank has rows near every query, so that a few large logits dominate as they do
 after some training: bfloat16 products alone would look better on random rows than they are.
@@ -21,7 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from machine import describe, peak_bytes, reset_peak, resident_bytes
+from machine import peak_bytes, reset_peak, resident_bytes
+from record import Record
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -148,20 +149,34 @@ def memory_of(name: str, options: argparse.Namespace) -> int:
     return 0
 
 
-def report(times: list[dict[str, object]], memory: list[dict[str, object]]) -> None:
+def report(times: list[dict[str, object]], memory: list[dict[str, object]], options: argparse.Namespace) -> Record:
+    record = Record(
+        "loss_step", "A training step over a large bank",
+        f"L_asym+ at batch {options.batch}, {options.places} places, {options.dimension}-D, {options.threads} thread(s), medians of "
+        f"{options.repeats} runs of all methods in turn. The bank has rows near every query. Memory is that of a process of its own, "
+        "forward and backward, above its bank.", "torch",
+    )  # fmt: skip
     by_name = {str(row["method"]): row for row in times}
     bare, reference = by_name["bare product q·Cᵀ, float32"], by_name["dense, float32"]
-    print("| step | forward ms | / bare product | / dense | forward + backward ms | / dense | loss | difference |")
-    print("|---|---|---|---|---|---|---|---|")
+    rows: list[list[object]] = []
     for name, row in by_name.items():
         cells = [f"{row['forward_ms']:.0f}", *(f"{row['forward_ms'] / other['forward_ms']:.2f}" for other in (bare, reference))]
         both = row["forward_backward_ms"]
         cells += ["–", "–"] if both is None else [f"{both:.0f}", f"{both / reference['forward_backward_ms']:.2f}"]
         cells += ["–", "–"] if row["loss"] is None else [f"{row['loss']:.4f}", f"{row['loss_difference']:.1e}"]
-        print(f"| {name} | {' | '.join(cells)} |")
-    print("\n| step with backward | bank MB | peak above the bank MB |\n|---|---|---|")
-    for row in memory:
-        print(f"| {row['method']} | {row['bank_mb']:.0f} | {row['above_bank_mb']:.0f} |")
+        rows.append([name, *cells])
+    columns = ["step", "forward ms", "/ bare product", "/ dense", "forward + backward ms", "/ dense", "loss", "difference"]
+    record.table("Time of a step", columns, rows)
+    record.table(
+        "Memory of a step", ["step with backward", "bank MB", "peak above the bank MB"],
+        [[row["method"], f"{row['bank_mb']:.0f}", f"{row['above_bank_mb']:.0f}"] for row in memory],
+    )  # fmt: skip
+    half, single = by_name["in blocks, bfloat16"], by_name["in blocks, float32"]
+    record.aim("loss step, bfloat16 in blocks / dense float32, forward", half["forward_ms"] / reference["forward_ms"], 0.35, at_most=True)
+    record.aim("loss step, difference of the bfloat16 loss", half["loss_difference"], 1e-4, at_most=True)
+    record.aim("loss step, float32 in blocks / bare product, forward", single["forward_ms"] / bare["forward_ms"], 1.1, at_most=True)
+    record.values(times=times, memory=memory)
+    return record
 
 
 def main() -> int:
@@ -180,12 +195,7 @@ def main() -> int:
         return memory_of(options.memory_of, options)
     memory = [measure_memory(name, options) for name in [*METHODS, *MEMORY_ONLY]]
     times = measure_times(options)
-    report(times, memory)
-    if options.out is not None:
-        record = describe("torch") | {"arguments": sys.argv[1:], "times": times, "memory": memory}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return 0
+    return report(times, memory, options).finish(options.out)
 
 
 if __name__ == "__main__":

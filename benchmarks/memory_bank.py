@@ -24,7 +24,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from machine import describe, peak_bytes, reset_peak, resident_bytes
+from machine import peak_bytes, reset_peak, resident_bytes
+from record import Record
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from asymvpr_core.memory.bank import build_memory_bank
@@ -133,22 +134,43 @@ def memory_of(path: Path, order: str) -> int:
     return 0
 
 
-def report(results: list[dict], memory: list[dict], options: argparse.Namespace) -> None:
+def report(results: list[dict], memory: list[dict], options: argparse.Namespace) -> Record:
     sizes = [str(result["images"]) for result in results]
     largest = results[-1]
-    print(f"Seconds at {options.dimension}-D, {options.threads} thread(s); lists: {largest['queries']} queries, times N/Q.\n")
-    print(f"| | {' | '.join(sizes)} | {options.target} (extrapolated) | / bank from file at {sizes[-1]}, {options.target} |")
-    print("|---" * (len(sizes) + 3) + "|")
+    record = Record(
+        "memory_bank", "Place statistics beside exact neighbour lists",
+        f"Seconds at {options.dimension}-D, {options.threads} thread(s), medians of {options.repeats} runs in turn. Lists are measured "
+        f"for Q = {largest['queries']} queries and multiplied by N/Q; to {options.target} images the bank goes as t(N)·(N'/N), the lists "
+        "as t(N)·(N'/N)², from the largest N measured. Memory is that of a process of its own, above what it had before.",
+        "torch", "faiss-cpu",
+    )  # fmt: skip
     growth = options.target / largest["images"]
     bank = largest["seconds"]["bank, float16 file"]
+    extrapolated = {name: seconds * (growth**2 if name.startswith("lists") else growth) for name, seconds in largest["seconds"].items()}
+    rows: list[list[object]] = []
     for name, seconds in largest["seconds"].items():
-        factor = growth**2 if name.startswith("lists") else growth
         cells = [f"{result['seconds'][name]:.3g}" if name in result["seconds"] else "–" for result in results]
-        cells += [f"{seconds * factor:.3g}", f"{seconds / bank:.3g}, {seconds * factor / (bank * growth):.3g}"]
-        print(f"| {name} | {' | '.join(cells)} |")
-    print("\n| images | order | descriptors MB | peak memory of the stream MB |\n|---|---|---|---|")
-    for row in memory:
-        print(f"| {row['images']} | {row['order']} | {row['file_mb']:.0f} | {row['peak_mb']:.0f} |")
+        rows.append([name, *cells, f"{extrapolated[name]:.3g}", f"{seconds / bank:.3g}", f"{extrapolated[name] / (bank * growth):.3g}"])
+    last = [f"/ bank from file at {sizes[-1]}", f"/ bank at {options.target}"]
+    record.table("Seconds", ["", *sizes, f"{options.target} (extrapolated)", *last], rows)
+    record.table(
+        "Memory of the pass", ["images", "order", "descriptors MB", "peak memory of the stream MB"],
+        [[row["images"], row["order"], f"{row['file_mb']:.0f}", f"{row['peak_mb']:.0f}"] for row in memory],
+    )  # fmt: skip
+    torch_lists = largest["seconds"]["lists, torch float32"] / bank
+    record.aim(f"exact lists in torch float32 / memory bank, {sizes[-1]} images", torch_lists, 100, at_most=False)
+    flat = extrapolated["lists, FAISS flat"] / extrapolated["bank, float16 file"]
+    record.aim(f"exact lists by FAISS / memory bank, {options.target} images, extrapolated", flat, 3000, at_most=False)
+    names = [name for name in largest["seconds"] if all(name in result["seconds"] for result in results)]
+    record.curves(
+        "Precompute against the number of images", "images", "seconds",
+        {
+            name: [*((result["images"], result["seconds"][name]) for result in results), (options.target, extrapolated[name])]
+            for name in names
+        },
+    )  # fmt: skip
+    record.values(times=results, memory=memory)
+    return record
 
 
 def main() -> int:
@@ -176,12 +198,7 @@ def main() -> int:
             results.append(measure(images, options, Path(folder)))
             memory += [measure_memory(images, order, options, Path(folder)) for order in ("in order", "shuffled")]
             (Path(folder) / f"{images}.npy").unlink()
-    report(results, memory, options)
-    if options.out is not None:
-        record = describe("numpy", "torch", "faiss-cpu") | {"arguments": sys.argv[1:], "times": results, "memory": memory}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return 0
+    return report(results, memory, options).finish(options.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What the live node makes of camera streams: images sent, received, matched, dropped, and how long an answer takes.
 
     python benchmarks/node_load.py --gallery map --model model
-    python benchmarks/node_load.py --gallery map --model model --seconds 30 --out node_load.json
+    python benchmarks/node_load.py --seconds 30 --out node_load.json
+    python benchmarks/node_load.py --gallery map --model model
 
 Needs rclpy on Fast DDS. Cameras and node are processes of their own, raw best-effort images with the shipped Fast DDS
 profile; with --compressed JPEGs. The pictures are noise of one gallery's size: matching costs the same, and nothing is
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import describe
+from made_up import made_up_gallery, made_up_model
+from record import Record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROFILE = REPOSITORY / "config" / "fastdds_shm.xml"
@@ -169,28 +171,52 @@ def main(argv: list[str] | None = None) -> int:
         print(send(int(width), int(height), float(rate_hz), int(cameras), float(seconds), compressed == "1"))
         return 0
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--gallery", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--gallery", type=Path, help="a gallery and, with --model, its query model; not given: made up", metavar="DIR")
+    parser.add_argument("--model", type=Path, metavar="DIR")
+    parser.add_argument("--network", default="efficientnet_lite0_gem", help="of the made-up model, with random weights", metavar="NAME")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each stream [s]")
     parser.add_argument("--compressed", action="store_true", help="JPEGs instead of raw images")
     parser.add_argument("--streams", type=int, default=len(STREAMS), help="only the first so many streams")
     parser.add_argument("--out", type=Path, help="JSON file for the figures with commit and machine")
     options = parser.parse_args(words)
-    rows = []
-    print("| stream | sent | received | matched | dropped | latency p50 / p95 [ms] | CPU of the node |\n|---|---|---|---|---|---|---|")
-    for width, height, rate_hz, cameras in STREAMS[: options.streams]:
-        row = measure(
-            options.gallery.resolve(), options.model.resolve(), width=width, height=height, rate_hz=rate_hz, cameras=cameras,
-            seconds=options.seconds, compressed=options.compressed,
-        )  # fmt: skip
-        rows.append(row)
-        name = f"{width}x{height} at {rate_hz:g} Hz" + (f", {cameras} cameras" if cameras > 1 else "")
+    if (options.gallery is None) != (options.model is None):
+        parser.error("give --gallery and --model, or neither")
+    with tempfile.TemporaryDirectory() as work:
+        gallery, model = options.gallery, options.model
+        if gallery is None:
+            gallery = made_up_gallery(Path(work) / "gallery", 1000, 512)
+            model = made_up_model(Path(work) / "model", options.network, 512)
+        rows = [
+            measure(
+                gallery.resolve(), model.resolve(), width=width, height=height, rate_hz=rate_hz, cameras=cameras, seconds=options.seconds,
+                compressed=options.compressed,
+            )
+            for width, height, rate_hz, cameras in STREAMS[: options.streams]
+        ]  # fmt: skip
+    return report(rows, options).finish(options.out)
+
+
+def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> Record:
+    """The streams as a table, and how many frames the node got."""
+    model = "its own model" if options.model else f"`{options.network}` with random weights, 1000 keyframes"
+    record = Record(
+        "node_load", "Camera streams through the live node",
+        f"Best effort, keep last 1, {'JPEG' if options.compressed else 'raw rgb8'}, the shipped Fast DDS profile, {options.seconds:g} s "
+        f"a stream; {model}, one thread. The node answers the newest frame and drops what it replaced; latency is from arrival "
+        "to answer, the share is of one core.", "onnxruntime",
+    )  # fmt: skip
+    cells = []
+    for row in rows:
+        name = f"{row['width']}x{row['height']} at {row['rate_hz']:g} Hz" + (f", {row['cameras']} cameras" if row["cameras"] > 1 else "")
         latency = f"{row['latency_ms_p50']:.1f} / {row['latency_ms_p95']:.1f}"
-        share = f"{100 * row['node_cpu_share']:.0f} %"
-        print(f"| {name} | {row['sent']} | {row['received']} | {row['processed']} | {row['dropped']} | {latency} | {share} |", flush=True)
-    if options.out is not None:
-        options.out.write_text(json.dumps({**describe("onnxruntime", "numpy"), "streams": rows}, indent=1) + "\n", encoding="utf-8")
-    return 0
+        counts = [row[count] for count in ("sent", "received", "processed", "dropped", "failed")]
+        cells.append([name, *counts, latency, f"{100 * row['node_cpu_share']:.0f} %"])
+        if row["cameras"] == 1:
+            record.aim(f"frames received / sent, {name}", row["received"] / row["sent"], 0.99, at_most=False)
+    columns = ["stream", "sent", "received", "matched", "dropped", "failed", "latency p50 / p95 ms", "CPU of the node"]
+    record.table("Streams", columns, cells)
+    record.values(streams=rows)
+    return record
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What each step from a camera's frame to the network's input costs, and what its alternatives would.
 
-    python benchmarks/preprocess.py --json out/preprocess.json
+    python benchmarks/preprocess.py --out out/preprocess.json
 
 One thread; processor time of this thread and wall time, each the median over interleaved rounds: on a shared machine
 the first is the steadier one. Steps marked with a star are what the robot does; the others are measured beside them.
@@ -9,7 +9,6 @@ the first is the steadier one. Steps marked with a star are what the robot does;
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -19,9 +18,9 @@ from typing import Any
 import cv2
 import numpy as np
 import onnxruntime
-from machine import describe
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from record import Record
 
 from asymvpr_core.image_decoding import decode_image
 from asymvpr_core.preprocess import Preprocess
@@ -130,18 +129,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--out", type=Path, help="JSON file with every value", metavar="FILE")
     options = parser.parse_args(arguments)
     rows = measure(rounds=options.rounds)
-    print("| camera | step | processor [ms] | wall [ms] |\n|---|---|---|---|")
-    for row in rows:
-        star = " *" if row["on_the_robot"] else ""
-        print(f"| {row['camera']} | {row['step']}{star} | {row['processor_ms']:.2f} | {row['wall_ms']:.2f} |")
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        record = {"made_with": describe("opencv-python-headless", "onnxruntime", "pillow"), "rows": rows}
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return 0
+    record = Record(
+        "preprocess", "From a frame to the network's input",
+        f"One thread, input of {PREPROCESS.width}x{PREPROCESS.height}, made-up pictures; medians of {options.rounds} rounds in turn. "
+        "Processor time is the steadier one on a shared machine. Steps with a star are the robot's.",
+        "opencv-python-headless", "pillow", "onnxruntime",
+    )  # fmt: skip
+    cells = [
+        [row["camera"], row["step"] + (" *" if row["on_the_robot"] else ""), f"{row['processor_ms']:.2f}", f"{row['wall_ms']:.2f}"]
+        for row in rows
+    ]
+    record.table("Steps", ["camera", "step", "processor ms", "wall ms"], cells)
+    record.values(rows=rows)
+    return record.finish(options.out)
 
 
 if __name__ == "__main__":

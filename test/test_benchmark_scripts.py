@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from conftest import REPOSITORY
 from town_folder import make_folder
+
+from asymvpr_core.bench.results import read_result
 
 pytestmark = pytest.mark.slow
 
@@ -22,14 +25,23 @@ def run(script: str, *words: object) -> str:
     return result.stdout
 
 
+def values(out: Path, *, aims: bool = True) -> dict[str, Any]:
+    """What a benchmark wrote; whatever it is, it says with what it was made and its tables are whole."""
+    result = read_result(out)
+    assert result.made_with["commit"] and result.made_with["cores"] and result.made_with["versions"]["numpy"]
+    assert all(len(row) == len(table.columns) for table in result.tables for row in table.rows)
+    assert bool(result.aims) or not aims
+    return result.values
+
+
 def test_loss_step(tmp_path: Path):
-    text = run("loss_step.py", "--batch", 4, "--places", 300, "--dimension", 64, "--repeats", 1, "--out", tmp_path / "step.json")
-    record = json.loads((tmp_path / "step.json").read_text())
-    assert record["commit"] and record["cores"] and record["versions"]["torch"]
-    for row in record["times"]:
+    out = tmp_path / "step.json"
+    text = run("loss_step.py", "--batch", 4, "--places", 300, "--dimension", 64, "--repeats", 1, "--out", out)
+    found = values(out)
+    for row in found["times"]:
         assert f"| {row['method']} |" in text and row["forward_ms"] > 0
         assert row["loss_difference"] is None or row["loss_difference"] < 1e-3
-    assert {row["method"] for row in record["memory"]} > {row["method"] for row in record["times"]}
+    assert {row["method"] for row in found["memory"]} > {row["method"] for row in found["times"]}
 
 
 def test_kill_training(tmp_path: Path):
@@ -75,15 +87,32 @@ def test_memory_bank(tmp_path: Path):
         "memory_bank.py", "--images", 100, 200, "--dimension", 64, "--queries", 50, "--repeats", 1, "--target", 400,
         "--folder", tmp_path, "--out", tmp_path / "bank.json",
     )  # fmt: skip
-    record = json.loads((tmp_path / "bank.json").read_text())
-    assert [result["images"] for result in record["times"]] == [100, 200]
-    for result in record["times"]:
+    found = values(tmp_path / "bank.json")
+    assert [result["images"] for result in found["times"]] == [100, 200]
+    for result in found["times"]:
         assert all(seconds > 0 for seconds in result["seconds"].values())
         name = "lists, FAISS flat"
         assert result["seconds"][name] == pytest.approx(result["runs_s"][name][0] * result["images"] / 50)
-    assert [row["order"] for row in record["memory"]] == ["in order", "shuffled"] * 2
+    assert [row["order"] for row in found["memory"]] == ["in order", "shuffled"] * 2
     assert "| lists, torch bfloat16 |" in text and "400 (extrapolated)" in text
     assert [path.name for path in tmp_path.iterdir()] == ["bank.json"]
+
+
+def test_gallery_build(tmp_path: Path):
+    run(
+        "gallery_build.py",
+        "--network",
+        "efficientnet_lite0_gem",
+        "--images",
+        4,
+        "--rounds",
+        1,
+        "--threads",
+        1,
+        "--out",
+        tmp_path / "build.json",
+    )
+    assert set(values(tmp_path / "build.json")["seconds"]) == {"build", "bare"}
 
 
 def test_node_load(tmp_path: Path):
@@ -94,7 +123,7 @@ def test_node_load(tmp_path: Path):
     text = run(
         "node_load.py", "--gallery", gallery, "--model", model, "--seconds", 1, "--streams", 1, "--out", tmp_path / "load.json"
     )  # fmt: skip
-    (row,) = json.loads((tmp_path / "load.json").read_text())["streams"]
+    (row,) = values(tmp_path / "load.json")["streams"]
     assert "| 640x480 at 30 Hz | 30 |" in text and row["sent"] == 30
     assert row["sent"] >= row["received"] >= row["processed"] + row["dropped"] > 0 and row["failed"] == 0
     assert row["latency_ms_p95"] >= row["latency_ms_p50"] > 0
@@ -120,10 +149,9 @@ def test_town_trajectory(tmp_path: Path):
 
 
 def test_encode(tmp_path: Path):
-    light, heavy = "lcnet_035@16_gem_64px", "lcnet_035@16_salad_544_96px"
-    text = run("encode.py", "--networks", light, "--reference", heavy, "--rounds", 2, "--json", tmp_path / "encode.json")
-    record = json.loads((tmp_path / "encode.json").read_text())
-    assert record["made_with"]["commit"] and record["made_with"]["versions"]["onnxruntime"]
+    light, heavy = "lcnet_035@16_gem_64px", "lcnet_035@16_gem_96px"
+    text = run("encode.py", "--networks", light, "--reference", heavy, "--rounds", 2, "--out", tmp_path / "encode.json")
+    record = values(tmp_path / "encode.json", aims=False)
     rows = {(row["network"], row["runtime"], row["precision"]): row for row in record["rows"]}
     assert {
         (heavy, "eager torch", "fp32"),
@@ -139,8 +167,8 @@ def test_encode(tmp_path: Path):
 
 
 def test_preprocess(tmp_path: Path):
-    text = run("preprocess.py", "--rounds", 1, "--json", tmp_path / "preprocess.json")
-    rows = json.loads((tmp_path / "preprocess.json").read_text())["rows"]
+    text = run("preprocess.py", "--rounds", 1, "--out", tmp_path / "preprocess.json")
+    rows = values(tmp_path / "preprocess.json", aims=False)["rows"]
     assert {row["camera"] for row in rows} == {"640 x 480", "1280 x 720", "1920 x 1080"}
     assert {row["step"] for row in rows if row["on_the_robot"]} == {"decode JPEG", "resize (OpenCV, area)", "normalise in the graph"}
     assert all(row["processor_ms"] >= 0 and f"| {row['camera']} | {row['step']}" in text for row in rows)
@@ -161,3 +189,26 @@ def test_choice_of_the_losses_settings(tmp_path: Path):
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "trials").iterdir()}
     run("compare_losses.py", images, "--out", tmp_path / "out", "--losses", "regression", "--common", json.dumps(common))
     assert kept == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "trials").iterdir()}
+
+
+def test_search(tmp_path: Path):
+    run("search.py", "--rows", 400, "--dimension", 64, "--kinds", "exact", "sq8", "--rounds", 1, "--out", tmp_path / "search.json")
+    (result,) = values(tmp_path / "search.json", aims=False)["results"]
+    assert result["found"]["exact"]["recall_at_10"] == result["found"]["flat float32, FAISS alone"]["recall_at_10"] == 1
+    assert result["found"]["sq8"]["recall_at_10"] > 0.9 and set(result["found"]) < set(result["seconds"])
+
+
+def test_gallery_size(tmp_path: Path):
+    run("gallery_size.py", "--rows", 50, 100, "--dimension", 64, "--queries", 3, "--out", tmp_path / "size.json")
+    assert [row["rows"] for row in values(tmp_path / "size.json", aims=False)["results"]["64"]] == [50, 100]
+
+
+def test_frame_and_robot_cost(tmp_path: Path):
+    network = "lcnet_035@16_gem_64px"
+    run("frame.py", "--network", network, "--dimension", 32, "--keyframes", 50, "--rounds", 2, "--out", tmp_path / "frame.json")
+    found = values(tmp_path / "frame.json")
+    assert set(found["core_seconds"]) > {"bare encoder, input ready", "raw frame to match", "JPEG to match"}
+    options = ("--networks", f"{network}:32", "--keyframes", 50, "--rates", 5, "--seconds", 1)
+    run("robot_cost.py", *options, "--out", tmp_path / "cost.json")
+    results = values(tmp_path / "cost.json", aims=False)["results"]
+    assert all(result["frames"] >= 5 and result["memory_mb"] > 20 for result in results.values()) and len(results) == 2

@@ -78,7 +78,7 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path, text: str, mention:
 
 
 def test_unknown_setting_lists_the_known():
-    with pytest.raises(SettingsError, match="known: radius_m, max_yaw_deg, k"):
+    with pytest.raises(SettingsError, match="known: radius_m, max_yaw_deg, ignore_ring_m, k"):
         make_settings(EvaluationSettings, radius=3.0)
     with pytest.raises(SettingsError, match="known: cell_size_m, heading_sectors$"):
         make_settings(TrainSettings, cells={"cell_size": 3.0})

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from asymvpr_core import __version__
-from asymvpr_core.cli import bank, calibrate, dataset, demo, evaluate, evaluate_bag, export, gallery, index, model, networks, train
+from asymvpr_core.cli import bank, bench, calibrate, dataset, demo, evaluate, evaluate_bag, export, gallery, index, model, networks, train
 from asymvpr_core.cli.failures import one_line_errors
 
 HELP = """\
@@ -55,7 +55,8 @@ class Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [
-            "demo", "networks", "dataset", "gallery", "index", "bank", "align", "train", "export", "model", "calibrate", "evaluate",
+            "demo", "networks", "dataset", "gallery", "index", "bank", "align", "train", "export", "model", "calibrate",
+            "evaluate", "bench",
         ]  # fmt: skip
 
     def invoke(self, ctx: Any) -> Any:
@@ -86,6 +87,7 @@ app.add_typer(model.app, name="model")
 app.command("calibrate")(calibrate.calibrate)
 evaluate.app.command("bag")(evaluate_bag.bag)
 app.add_typer(evaluate.app, name="evaluate")
+app.command("bench")(bench.bench)
 
 
 def _print_version(wanted: bool) -> None:

@@ -52,7 +52,9 @@ def info(model: Model) -> None:
         "input": f"{preprocess.width} x {preprocess.height}, {folder.input_dtype}{normalised}",
         "opset": str(manifest.details.get("opset", "unknown")),
         "exported with": f"asymvpr {manifest.asymvpr_version}, {made_with}",
-        "variants": ", ".join(f"{v.file} ({v.precision}, {manifest.files[v.file].bytes / 1e6:.1f} MB)" for v in folder.variants),
+        "variants": ", ".join(
+            f"{v.file} ({v.precision}, {sum(manifest.files[name].bytes for name in v.files) / 1e6:.1f} MB)" for v in folder.variants
+        ),
     }
     for label, value in rows.items():
         typer.echo(f"{label:17} {value}")
