@@ -173,7 +173,9 @@ def test_two_processes_killed_and_resumed_train_as_one_does(gallery_path, tmp_pa
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
+        deadline = time.monotonic() + 300
         while process.poll() is None and not (tmp_path / "two.partial" / "checkpoints" / "last.ckpt").exists():
+            assert time.monotonic() < deadline, "no checkpoint after 300 s"
             time.sleep(0.02)
     finally:
         with contextlib.suppress(ProcessLookupError):
