@@ -88,6 +88,7 @@ def test_help_opens_with_worked_examples():
     listed = re.findall(r"^  (\w+) ", text[text.index("Commands:") :], re.MULTILINE)
     assert listed == [
         "demo", "networks", "dataset", "gallery", "index", "bank", "align", "train", "export", "model", "calibrate", "evaluate",
+        "bench",
     ]  # fmt: skip
 
 
