@@ -29,3 +29,4 @@ autodoc_default_options = {"members": True, "show-inheritance": True, "member-or
 autodoc_typehints = "signature"
 autodoc_inherit_docstrings = False  # Lightning's own pages have theirs
 napoleon_numpy_docstring = False
+suppress_warnings = ["ref.python"]  # two classes of one name in different modules: a type hint then leads to neither

@@ -159,7 +159,7 @@ class ModelFolder:
         return next((row for row in self.parity if (row.file, row.runtime, row.precision) == wanted), None)
 
     def self_test(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Inputs (N, *input_shape) and the trained network's descriptors (N, D) of them; None where the model has none.
+        """Inputs `(N, *input_shape)` and the trained network's descriptors (N, D) of them; None where the model has none.
 
         Raises:
             ArtefactError: damaged, or of another shape than the model.

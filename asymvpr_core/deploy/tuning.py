@@ -138,7 +138,7 @@ def self_test(folder: ModelFolder, session: Session, precision: str, *, images: 
 
 
 def probe_input(folder: ModelFolder) -> np.ndarray:
-    """An input (1, *input_shape) to run a model with where no picture is at hand: the same noise every time."""
+    """An input `(1, *input_shape)` to run a model with where no picture is at hand: the same noise every time."""
     noise = np.random.default_rng(0).integers(0, 256, folder.input_shape)
     return np.asarray(noise if folder.folded else (noise - 128) / 64, dtype=folder.input_dtype)[np.newaxis]
 

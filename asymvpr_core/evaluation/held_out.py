@@ -46,7 +46,7 @@ class HeldOut:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error (Naeini et al. 2015): mean |share right - mean probability| of ten bins, weighted by frames."""
+        """Expected calibration error (Naeini et al. 2015): mean gap of share right and mean probability, ten bins."""
         return float(sum(abs(row.share - row.probability) * row.frames for row in self.bins()) / len(self.correct))
 
     def bins(self, count: int = 10) -> list[ReliabilityBin]:

@@ -1,14 +1,13 @@
-"""The kinds of search index: what each is made of, what it costs, and how it is built with FAISS.
+"""The kinds of search index: what each is made of, what it costs, and how it is built with FAISS::
 
-| kind | what is searched | bytes a vector (D-dimensional, P = 512 where D > 1024, else D) |
-|---|---|---|
-| exact | the stored descriptors through the memory map | nothing beside them |
-| float16 | a float16 copy, where the descriptors are float32 | 2 D |
-| sq8 | 8-bit scalars (every dimension its range) | D |
-| rabitq | one bit a dimension (RaBitQ, Gao & Long, SIGMOD 2024) | D / 8 + 8 |
-| hnsw | a graph of 8-bit P-D vectors (HNSW, Malkov & Yashunin, TPAMI 2020) | P + 272 |
-| pq | 4-bit product codes of P-D vectors (André et al., TPAMI 2021) | P / 8 |
-| ivfpq | the same in inverted lists, of which the nearest are read | P / 8 + 8 |
+    | kind | what is searched | bytes a vector (D-dimensional, P = 512 where D > 1024, else D) |
+    | exact | the stored descriptors through the memory map | nothing beside them |
+    | float16 | a float16 copy, where the descriptors are float32 | 2 D |
+    | sq8 | 8-bit scalars (every dimension its range) | D |
+    | rabitq | one bit a dimension (RaBitQ, Gao & Long, SIGMOD 2024) | D / 8 + 8 |
+    | hnsw | a graph of 8-bit P-D vectors (HNSW, Malkov & Yashunin, TPAMI 2020) | P + 272 |
+    | pq | 4-bit product codes of P-D vectors (André et al., TPAMI 2021) | P / 8 |
+    | ivfpq | the same in inverted lists, of which the nearest are read | P / 8 + 8 |
 
 All but the first two find candidates, which are ranked again with the stored descriptors (or with an
 8-bit copy in the index, D bytes a vector more). RaBitQ is the plain one: its FastScan loses the
