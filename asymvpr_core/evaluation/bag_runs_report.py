@@ -31,7 +31,7 @@ def write_runs_report(out_html: Path, runs: Sequence[NamedRun]) -> None:
                 sections.append(Section(f"Worst matches of {bag}", section.blocks, f"Of the run with most false matches, {_name(worst)}."))
     sections.append(protocol_section(runs[0].result.metrics, ways={run.way: run.result.metrics["protocol"]["matcher"] for run in runs}))
     models = len({run.model for run in runs})
-    subtitle = f"{len(bags)} recorded runs, {models} query models, {len({run.way for run in runs})} ways of matching"
+    subtitle = f"bags: {len(bags)}, query models: {models}, ways of matching: {len({run.way for run in runs})}"
     render_report(out_html, "Place recognition along recorded runs", sections, subtitle=subtitle)
 
 
