@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from asymvpr_core.config import Settings, WeatherName
+from asymvpr_core.config import Settings
+
+WeatherName = Literal["day", "overcast", "rain", "fog", "evening"]
 
 
 class TownSettings(Settings):
