@@ -15,6 +15,7 @@ from rclpy.node import Node
 
 from asymvpr_core.errors import AsymvprError
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
+from asymvpr_core.rigid_transforms import carried_on
 from asymvpr_core.types import MatchResult, QueryFrame, Recognition
 from asymvpr_ros.conversions import rgb_of, stamp_ns
 from asymvpr_ros.diagnostics import NodeStatus
@@ -22,7 +23,6 @@ from asymvpr_ros.frame_age import age_s, fault_of_stamp
 from asymvpr_ros.frame_worker import Frame, FrameWorker
 from asymvpr_ros.inputs import Inputs
 from asymvpr_ros.localisation_events import Cooldown, LocalisationEvents
-from asymvpr_ros.motion import carried_on
 from asymvpr_ros.odometry_buffer import Sample
 from asymvpr_ros.outputs import Answer, FrameNames, Localisation, Output
 from asymvpr_ros.outputs.localisation import InitialPoseOutput

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 
+from asymvpr_core.rigid_transforms import compose, inverse
 from asymvpr_core.types import Pose
-from asymvpr_ros.motion import compose, inverse
 
 FIRST = "first localisation"
 # One false match must not throw a localiser off: as many in a row must say the same new place.

@@ -12,7 +12,7 @@ from descriptor_gallery import make_gallery, unit_rows
 from test_growing_index import naive
 
 from asymvpr_core import verification
-from asymvpr_core.config import IndexSettings
+from asymvpr_core.config import IndexSettings, MatcherSettings
 from asymvpr_core.errors import ArtefactError, RetrievalError
 from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
 from asymvpr_core.manifest import digest_of
@@ -21,9 +21,10 @@ from asymvpr_core.retrieval.building import index_gallery
 from asymvpr_core.retrieval.gallery_index import INDEX, open_index
 from asymvpr_core.retrieval.index import search, view_index
 from asymvpr_core.retrieval.joint import JointGallery
+from asymvpr_core.retrieval.matcher import Matcher
 from asymvpr_core.retrieval.recipes import RECIPES, build, predicted_bytes
 from asymvpr_core.retrieval.tuning import choose_index, made_up_queries, preferred_kinds, recall
-from asymvpr_core.types import Pose
+from asymvpr_core.types import Pose, QueryFrame
 
 KINDS = list(RECIPES)
 
@@ -219,3 +220,16 @@ def test_galleries_in_other_map_frames_need_a_transform_for_poses_not_for_search
     turned = JointGallery.open(paths, {"cellar": Pose.from_xy_yaw(10.0, 5.0, math.pi / 2)})
     np.testing.assert_allclose(turned.positions[4], [10.0, 6.0, 0.0], atol=1e-9)
     assert turned.keyframes[4].pose.yaw_rad == pytest.approx(math.pi / 2)
+
+
+def test_the_matcher_takes_galleries_as_one(tmp_path):
+    """The claim of JointGallery: a matcher accepts, and names the keyframe of, whichever gallery holds the place."""
+    rows = unit_rows(40, 32)
+    paths = [make_gallery(tmp_path / name, part, np.zeros(len(part), int)) for name, part in (("a", rows[:15]), ("b", rows[15:]))]
+    joint = JointGallery.open(paths)
+    matcher = Matcher(joint, joint, MatcherSettings(sequence="off", top_k=3))
+    for number in (0, 14, 15, 39):
+        answer = matcher.match(rows[number], QueryFrame(10**9))
+        assert answer.accepted and answer.candidates[0].keyframe_index == number
+        gallery, row = joint.locate(number)
+        assert answer.match.pose.position == gallery.keyframes[row].pose.position

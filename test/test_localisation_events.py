@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from asymvpr_core.rigid_transforms import carried_on, compose, inverse
 from asymvpr_core.types import Pose
 from asymvpr_ros.localisation_events import FIRST, Cooldown, LocalisationEvents
-from asymvpr_ros.motion import carried_on, compose, inverse
 
 SECOND_NS = 1_000_000_000
 

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from asymvpr_core.evaluation.drawing import CURVES, INK, MARKERS, MUTED, STYLE, WIDTH_IN, draw_threshold, legend_above, new_figure, to_svg
+from asymvpr_core.evaluation.drawing import CURVES, INK, MARKERS, MUTED, STYLE, draw_threshold, legend_above, new_figure, to_svg
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall
+from asymvpr_core.evaluation.map_figure import MapFigure
 
-BUILDING = "#e9ecef"
 _MANY_POINTS = 4000  # beyond this a vector file grows past what a phone draws smoothly
 _MANY_CURVES = 3  # beyond this the legend names curves only
-FAR_M = 10_000.0  # UTM coordinates: show metres from a round origin instead of seven digits
 
 
 @dataclass(frozen=True)
@@ -66,17 +65,9 @@ def plot_map(groups: Sequence[PointGroup], gallery_xy: np.ndarray, background: S
     Args:
         background: polygons (V, 2) [m] drawn beneath, such as outlines of buildings.
     """
-    everything = np.concatenate([gallery_xy, *[group.xy for group in groups], *[polygon for polygon in background]])
-    low, high = np.nanmin(everything, axis=0), np.nanmax(everything, axis=0)
-    origin = np.where(np.abs(low) > FAR_M, np.floor(low / 1000) * 1000, 0.0)
-    low, high = widened(low, high)
-    span = high - low
-    height_in = min(0.9 * WIDTH_IN * span[1] / span[0], 7.0) + 0.95
     with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(height_in)
-        if background:
-            polygons = [polygon - origin for polygon in background]
-            axes.add_collection(PolyCollection(polygons, facecolors=BUILDING, edgecolors="#d3d9de", linewidths=0.6, zorder=0))
+        drawn = MapFigure([gallery_xy, *[group.xy for group in groups]], background)
+        axes, origin = drawn.axes, drawn.origin
         x, y = (gallery_xy - origin).T
         axes.scatter(
             x, y, s=7, c="#8fb3d1", marker="s", linewidths=0, zorder=1, label=f"gallery ({len(gallery_xy)})",
@@ -84,14 +75,7 @@ def plot_map(groups: Sequence[PointGroup], gallery_xy: np.ndarray, background: S
         )  # fmt: skip
         for group in groups:
             _draw_on_map(axes, group, origin)
-        axes.set_aspect("equal")
-        axes.set_xlim(low[0] - origin[0], high[0] - origin[0])
-        axes.set_ylim(low[1] - origin[1], high[1] - origin[1])
-        axes.set_xlabel(axis_label("x", origin[0]))
-        axes.set_ylabel(axis_label("y", origin[1]))
-        axes.grid(True)
-        legend_above(figure, axes)
-        return to_svg(figure)
+        return drawn.to_svg()
 
 
 def plot_precision_recall(curves: Sequence[tuple[str, PrecisionRecall]], operating_point: tuple[float, float] | None = None) -> bytes:
@@ -195,14 +179,6 @@ def plot_timeline(groups: Sequence[PointGroup], threshold: float | None = None) 
         return to_svg(figure)
 
 
-def widened(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds with a margin, never so narrow that the map becomes a strip."""
-    span = np.maximum(high - low, 1.0)
-    shown = 1.06 * np.maximum(span, [0.6 * span[1], 0.25 * span[0]])
-    centre = (low + high) / 2
-    return centre - shown / 2, centre + shown / 2
-
-
 def _draw_on_map(axes: Axes, group: PointGroup, origin: np.ndarray) -> None:
     xy, matched = group.xy - origin, group.matched_xy - origin
     if group.style.link and len(xy):
@@ -223,11 +199,6 @@ def _scatter(axes: Axes, x: np.ndarray, y: np.ndarray, group: PointGroup) -> Non
         x, y, s=style.size, c=style.colour, marker=style.marker, linewidths=0, alpha=0.85, zorder=style.order,
         label=group.legend, rasterized=len(x) > _MANY_POINTS,
     )  # fmt: skip
-
-
-def axis_label(name: str, origin: float) -> str:
-    """Label of a map's axis whose numbers begin at `origin` [m]."""
-    return f"{name} [m]" if origin == 0 else f"{name} - {origin:.0f} [m]"
 
 
 def _distance_ticks(radius_m: float, far_m: float) -> list[float]:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 
-from asymvpr_core.evaluation.drawing import CURVES, INK, STYLE, WIDTH_IN, legend_above, new_figure, to_svg
-from asymvpr_core.evaluation.plots import BAD, BUILDING, FAR_M, GOOD, axis_label, widened
+from asymvpr_core.evaluation.drawing import CURVES, INK, STYLE, legend_above, new_figure, to_svg
+from asymvpr_core.evaluation.map_figure import MapFigure
+from asymvpr_core.evaluation.plots import BAD, GOOD
 
 
 def plot_trajectories(
@@ -23,15 +24,9 @@ def plot_trajectories(
         closures: (2, 2) each, the two ends of a closure.
         background: polygons (V, 2) [m] drawn beneath, such as outlines of buildings.
     """
-    everything = np.concatenate([true_xy, *[xy for _, xy in lines], *background])
-    low, high = widened(np.nanmin(everything, axis=0), np.nanmax(everything, axis=0))
-    origin = np.where(np.abs(low) > FAR_M, np.floor(low / 1000) * 1000, 0.0)
-    height_in = min(0.9 * WIDTH_IN * (high[1] - low[1]) / (high[0] - low[0]), 7.0) + 0.95
     with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(height_in)
-        if background:
-            polygons = [polygon - origin for polygon in background]
-            axes.add_collection(PolyCollection(polygons, facecolors=BUILDING, edgecolors="#d3d9de", linewidths=0.6, zorder=0))
+        drawn = MapFigure([true_xy, *[xy for _, xy in lines]], background)
+        axes, origin = drawn.axes, drawn.origin
         axes.plot(*(true_xy - origin).T, color=INK, lw=4.5, alpha=0.22, solid_capstyle="round", zorder=2, label="ground truth")
         if len(closures):
             segments = [np.asarray(ends) - origin for ends in closures]
@@ -42,14 +37,7 @@ def plot_trajectories(
             axes.plot(*(xy - origin).T, color=style.colour, lw=1.6, ls=dashes, zorder=style.order - 1 if style is GOOD else 4, label=label)
         start = true_xy[0] - origin
         axes.plot([start[0]], [start[1]], marker="o", ms=7, mfc="white", mec=INK, mew=1.6, ls="none", zorder=7, label="start")
-        axes.set_aspect("equal")
-        axes.set_xlim(low[0] - origin[0], high[0] - origin[0])
-        axes.set_ylim(low[1] - origin[1], high[1] - origin[1])
-        axes.set_xlabel(axis_label("x", origin[0]))
-        axes.set_ylabel(axis_label("y", origin[1]))
-        axes.grid(True)
-        legend_above(figure, axes)
-        return to_svg(figure)
+        return drawn.to_svg()
 
 
 def plot_errors(series: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> bytes:

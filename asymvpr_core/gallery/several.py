@@ -112,6 +112,17 @@ def galleries_of(gallery: AnyGallery) -> tuple[Gallery, ...]:
     return gallery.galleries if isinstance(gallery, GallerySet) else (gallery,)
 
 
+def check_one_pair(galleries: Sequence[Gallery]) -> None:
+    """Raise ArtefactError for the first gallery that is of another pair than the one given first."""
+    first = galleries[0]
+    for gallery in galleries:
+        if gallery.gallery_network.pair_id != first.gallery_network.pair_id:
+            raise ArtefactError(
+                f"gallery {gallery.path} was made by ({gallery.gallery_network}), {first.path} by ({first.gallery_network})",
+                expected="galleries of one pair", remedy=f"build {gallery.path} with --projection-from {first.path}",
+            )  # fmt: skip
+
+
 def open_galleries(paths: Path | Sequence[Path], *, verify: bool = True) -> AnyGallery:
     """One gallery as a `Gallery`, several as a `GallerySet` in the order given; `verify` as in `Gallery.open`.
 
@@ -122,13 +133,9 @@ def open_galleries(paths: Path | Sequence[Path], *, verify: bool = True) -> AnyG
     if not several:
         raise ArtefactError("no gallery is given", expected="at least one")
     galleries = [Gallery.open(Path(path), verify=verify) for path in several]
-    first, seen = galleries[0], dict[tuple[str, str], Gallery]()
+    check_one_pair(galleries)
+    seen: dict[tuple[str, str], Gallery] = {}
     for gallery in galleries:
-        if gallery.gallery_network.pair_id != first.gallery_network.pair_id:
-            raise ArtefactError(
-                f"gallery {gallery.path} was made by ({gallery.gallery_network}), {first.path} by ({first.gallery_network})",
-                expected="galleries of one pair", remedy=f"build {gallery.path} with --projection-from {first.path}",
-            )  # fmt: skip
         content = (gallery.manifest.files[DESCRIPTORS].sha256, gallery.manifest.files[KEYFRAMES].sha256)
         if content in seen:
             # Each place would be a negative of itself.
@@ -136,4 +143,4 @@ def open_galleries(paths: Path | Sequence[Path], *, verify: bool = True) -> AnyG
                 f"{gallery.path} holds the images of {seen[content].path}", expected="galleries of different images", remedy="give it once"
             )
         seen[content] = gallery
-    return first if len(galleries) == 1 else GallerySet(tuple(galleries))
+    return galleries[0] if len(galleries) == 1 else GallerySet(tuple(galleries))

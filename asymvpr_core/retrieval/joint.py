@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from asymvpr_core.errors import ArtefactError, RetrievalError
+from asymvpr_core.gallery.several import check_one_pair
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.retrieval.gallery_index import GalleryIndex, open_index
 from asymvpr_core.retrieval.index import search
+from asymvpr_core.rigid_transforms import compose
 from asymvpr_core.types import Keyframe, Pose
 
 
@@ -35,7 +38,9 @@ class JointGallery:
     transforms: Mapping[str, Pose]
 
     @staticmethod
-    def open(paths: Sequence[Path], transforms: Mapping[str, Pose] | None = None, *, verify: bool | str = "auto") -> JointGallery:
+    def open(
+        paths: Sequence[Path], transforms: Mapping[str, Pose] | None = None, *, verify: bool | Literal["auto"] = "auto"
+    ) -> JointGallery:
         """Open galleries and their indexes.
 
         Args:
@@ -52,14 +57,8 @@ class JointGallery:
         twice = next((path for path in resolved if resolved.count(path) > 1), None)
         if twice is not None:
             raise ArtefactError(f"gallery {twice} was given twice", expected="different galleries")
-        galleries = tuple(Gallery.open(Path(path), verify=verify) for path in paths)  # type: ignore[arg-type]
-        first = galleries[0].manifest.gallery_network
-        for gallery in galleries[1:]:
-            if gallery.manifest.gallery_network.pair_id != first.pair_id:
-                raise ArtefactError(
-                    f"gallery {gallery.path} was made by ({gallery.manifest.gallery_network}), {galleries[0].path} by ({first})",
-                    expected="galleries of one pair", remedy="build the second with --projection-from the first",
-                )  # fmt: skip
+        galleries = tuple(Gallery.open(Path(path), verify=verify) for path in paths)
+        check_one_pair(galleries)
         return JointGallery(galleries, tuple(open_index(gallery) for gallery in galleries), dict(transforms or {}))
 
     def __len__(self) -> int:
@@ -159,20 +158,8 @@ class JointGallery:
         return [
             replace(
                 keyframe,
-                pose=None if keyframe.pose is None else _compose(T_first_other, keyframe.pose),
+                pose=None if keyframe.pose is None else compose(T_first_other, keyframe.pose),
                 heading_deg=None if keyframe.heading_deg is None else (keyframe.heading_deg - turn_deg) % 360.0,
             )
             for keyframe in gallery.keyframes
         ]
-
-
-def _compose(a: Pose, b: Pose) -> Pose:
-    """T_a · T_b."""
-    vector, scalar = np.array(a.quaternion[:3]), a.quaternion[3]
-    other, other_scalar = np.array(b.quaternion[:3]), b.quaternion[3]
-    point = np.array(b.position)
-    twice = 2 * np.cross(vector, point)
-    position = np.array(a.position) + point + scalar * twice + np.cross(vector, twice)
-    imaginary = scalar * other + other_scalar * vector + np.cross(vector, other)
-    quaternion = (*imaginary.tolist(), float(scalar * other_scalar - vector @ other))
-    return Pose(tuple(position.tolist()), quaternion)

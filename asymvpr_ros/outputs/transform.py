@@ -10,9 +10,9 @@ from std_msgs.msg import Header
 
 from asymvpr_core.errors import SettingsError
 from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.rigid_transforms import compose, inverse
 from asymvpr_core.types import Pose
 from asymvpr_ros.conversions import pose_message, stamp_message
-from asymvpr_ros.motion import compose, inverse
 from asymvpr_ros.outputs.answer import Answer, FrameNames
 from asymvpr_ros.outputs.output import Output
 from asymvpr_ros.qos import QosFaults

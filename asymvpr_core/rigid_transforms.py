@@ -1,10 +1,11 @@
-"""Rigid transforms: what carries a match from the image's stamp to now."""
+"""Rigid transforms: composed, inverted, and carried on by odometry. No scipy: the robot's process does without."""
 
 from __future__ import annotations
 
 from asymvpr_core.types import Pose
 
-Vector, Quaternion = tuple[float, float, float], tuple[float, float, float, float]
+Vector = tuple[float, float, float]
+Quaternion = tuple[float, float, float, float]
 
 
 def compose(T_a_b: Pose, T_b_c: Pose) -> Pose:
