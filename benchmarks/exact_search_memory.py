@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from machine import describe, memory_bytes
 
 _BLOCK = 1000
 
@@ -36,12 +35,6 @@ def write_descriptors(path: Path, rows: int, dimension: int) -> None:
             file.write(np.roll(block, start // _BLOCK, axis=1)[: rows - start].tobytes())
 
 
-def memory_mib() -> tuple[float, float]:
-    """(anonymous, all) resident memory of this process."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return tuple(int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "VmRSS"))  # type: ignore[return-value]
-
-
 def search_once(path: Path, queries: int, k: int) -> dict[str, float]:
     """Search in this process; what it needed beyond its memory before."""
     from asymvpr_core.retrieval.exact_search import search_exactly
@@ -49,12 +42,12 @@ def search_once(path: Path, queries: int, k: int) -> dict[str, float]:
     descriptors = np.load(path, mmap_mode="r")
     asked = np.random.default_rng(1).normal(size=(queries, descriptors.shape[1])).astype(np.float32)
     asked /= np.linalg.norm(asked, axis=1, keepdims=True)
-    before, peak, done = memory_mib(), [0.0, 0.0], threading.Event()
+    before, peak, done = memory_bytes(), [0.0, 0.0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.005):
-            for i, value in enumerate(memory_mib()):
-                peak[i] = max(peak[i], value - before[i])
+            for i, value in enumerate(memory_bytes()):
+                peak[i] = max(peak[i], (value - before[i]) / 2**20)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -91,13 +84,7 @@ def main() -> int:
         results.append({"rows": rows, "file_mib": file_mib, "index_mib": 2 * file_mib, **measured})
         cells = (measured["anonymous_mib"], measured["with_map_mib"])
         print(f"| {rows} | {file_mib:.0f} | {2 * file_mib:.0f} | {cells[0]:.0f} | {cells[1]:.0f} | {measured['seconds']:.1f} |", flush=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
-    }
-    record = {"commit": commit, "machine": machine, "arguments": sys.argv[1:], "results": results}
+    record = describe("faiss-cpu", "numpy") | {"arguments": sys.argv[1:], "results": results}
     if options.out is not None:
         options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0

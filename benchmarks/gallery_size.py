@@ -17,18 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from machine import memory_bytes
 from made_up import clustered_rows, made_up_gallery
 from record import Record, child_json
 
 from asymvpr_core.config import IndexSettings
 from asymvpr_core.retrieval.building import index_gallery
-
-
-def memory_mb() -> tuple[float, float]:
-    """(private, all) resident memory of this process."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if ":" in line)
-    private, resident = (int(fields[name].split()[0]) * 1024 / 1e6 for name in ("RssAnon", "VmRSS"))
-    return private, resident
 
 
 def measure(path: Path, queries: int) -> dict[str, float]:
@@ -39,22 +33,22 @@ def measure(path: Path, queries: int) -> dict[str, float]:
     from asymvpr_core.retrieval.matcher import Matcher
     from asymvpr_core.types import QueryFrame
 
-    before = memory_mb()
+    before = memory_bytes()
     begin = time.perf_counter()
     gallery = Gallery.open(path, verify="auto")
     matcher = Matcher(gallery, open_index(gallery), MatcherSettings())
     open_s = time.perf_counter() - begin
-    opened = memory_mb()
+    opened = memory_bytes()
     asked = clustered_rows(queries + 1, gallery.descriptors.shape[1], seed=1)
     seconds = []
     for number, query in enumerate(asked):
         begin = time.perf_counter()
         matcher.match(query, QueryFrame((number + 1) * 10**8))
         seconds.append(time.perf_counter() - begin)
-    after = memory_mb()
+    after = memory_bytes()
     return {
-        "open_s": open_s, "match_ms": 1e3 * statistics.median(seconds[1:]), "opened_private_mb": opened[0] - before[0],
-        "private_mb": after[0] - before[0], "all_mb": after[1] - before[1],
+        "open_s": open_s, "match_ms": 1e3 * statistics.median(seconds[1:]), "opened_private_mb": (opened[0] - before[0]) / 1e6,
+        "private_mb": (after[0] - before[0]) / 1e6, "all_mb": (after[1] - before[1]) / 1e6,
     }  # fmt: skip
 
 

@@ -34,6 +34,11 @@ def resident_bytes() -> int:
     return _status("VmRSS")
 
 
+def memory_bytes() -> tuple[int, int]:
+    """(private, all) memory of this process now: private is what it allocated itself, all adds the pages of mapped files."""
+    return _status("RssAnon"), _status("VmRSS")
+
+
 def reset_peak() -> None:
     """Let `peak_bytes` count from now on."""
     Path("/proc/self/clear_refs").write_text("5")

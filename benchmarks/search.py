@@ -36,7 +36,7 @@ KINDS = ("exact", "float16", "sq8", "rabitq", "hnsw", "pq", "ivfpq")
 DEFAULT_AT = (10_000, 8448)  # the size that the aims are set for
 
 
-def seconds_per_query(index: object, queries: np.ndarray, call: Callable[[np.ndarray], object]) -> Callable[[], float]:
+def seconds_per_query(queries: np.ndarray, call: Callable[[np.ndarray], object]) -> Callable[[], float]:
     """Mean seconds of one query, given one at a time."""
 
     def run() -> float:
@@ -72,8 +72,8 @@ def measure(count: int, dimension: int, kinds: list[str], rounds: int, settings:
         refused: dict[str, str] = {}
         few = queries[:20]
 
-        def add(name: str, index: object, call: Callable[[np.ndarray], object], size: int | None, build_s: float | None, kind: str) -> None:
-            methods[name] = seconds_per_query(index, few, call)
+        def add(name: str, call: Callable[[np.ndarray], object], size: int | None, build_s: float | None, kind: str) -> None:
+            methods[name] = seconds_per_query(few, call)
             indices = np.concatenate([np.asarray(call(query[np.newaxis]))[1] for query in queries])  # type: ignore[index]
             found[name] = {
                 "kind": kind, "bytes_a_vector": None if size is None else size / count, "build_s": build_s,
@@ -84,9 +84,9 @@ def measure(count: int, dimension: int, kinds: list[str], rounds: int, settings:
             flat = faiss.IndexFlatIP(dimension)
             for start in range(0, count, 4096):
                 flat.add(np.ascontiguousarray(gallery.descriptors[start : start + 4096], dtype=np.float32))
-            add("flat float32, FAISS alone", flat, lambda q, i=flat: i.search(q, K), 4 * count * dimension, None, "flat")
+            add("flat float32, FAISS alone", lambda q, i=flat: i.search(q, K), 4 * count * dimension, None, "flat")
         stored = view_index(gallery.descriptors)
-        add("exact, FAISS alone", stored, lambda q, i=stored: i.search(q, K), 0, None, "exact")
+        add("exact, FAISS alone", lambda q, i=stored: i.search(q, K), 0, None, "exact")
         chosen: IndexManifest | None = None
         for kind in ["auto", *kinds]:
             begin = time.perf_counter()
@@ -97,16 +97,13 @@ def measure(count: int, dimension: int, kinds: list[str], rounds: int, settings:
                 continue
             build_s = time.perf_counter() - begin
             index: GalleryIndex = open_index(gallery)
-            if kind == "auto":
-                chosen = manifest
-                name = "what the package chooses"
-            else:
-                name = f"{kind}"
+            chosen = manifest if kind == "auto" else chosen
+            name = "what the package chooses" if kind == "auto" else kind
             size = predicted_bytes(manifest.kind, count, dimension, 2, settings.refine)
-            add(name, index, lambda q, i=index: search(i, q, K), size, build_s, manifest.kind)
+            add(name, lambda q, i=index: search(i, q, K), size, build_s, manifest.kind)
             if kind == "auto" and manifest.kind != "exact":
                 inner = index.faiss_index
-                add("the same, FAISS alone", inner, lambda q, i=inner: i.search(q, K), None, None, manifest.kind)
+                add("the same, FAISS alone", lambda q, i=inner: i.search(q, K), None, None, manifest.kind)
         methods["read floor, a byte"] = read_floor()
         faiss.omp_set_num_threads(1)
         times = interleaved(methods, rounds)
