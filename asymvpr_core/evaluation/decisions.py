@@ -57,20 +57,30 @@ def decide(
     best = (run.descriptors @ np.asarray(gallery.descriptors, dtype=np.float32).T).max(axis=1)
     thresholds = np.unique(np.quantile(best, np.linspace(_LOWEST_SHARE, 1.0, N_THRESHOLDS)))
     remembered = None if verifier is None else _RememberingVerifier(verifier, run)
+
+    def pass_over_run(threshold: float) -> list[Match | None]:
+        matcher = Matcher(gallery, index, settings.model_copy(update={"score_threshold": threshold}), verifier=remembered)
+        matches = []
+        for frame, descriptor in enumerate(run.descriptors):
+            if remembered is not None:
+                remembered.frame = frame
+            matches.append(matcher.match(descriptor, QueryFrame(run.stamps_ns[frame], run.odometry[frame]), _NO_PICTURE).match)
+        return matches
+
+    # A frame below the threshold does not vote, and a gate remembers what was accepted. Otherwise the threshold
+    # changes no later frame: one pass without it holds the decisions at all of them.
+    depends = settings.sequence == "vote" or settings.odom_gate_sigma > 0
+    unthresholded = None if depends else pass_over_run(-1.0)
     accepted = np.zeros((len(thresholds), len(run)), dtype=bool)
     right = np.zeros_like(accepted)
     verdicts: dict[tuple[int, int], bool | None] = {}
     for row, threshold in enumerate(thresholds):
-        matcher = Matcher(gallery, index, settings.model_copy(update={"score_threshold": float(threshold)}), verifier=remembered)
-        for frame, descriptor in enumerate(run.descriptors):
-            if remembered is not None:
-                remembered.frame = frame
-            answer = matcher.match(descriptor, QueryFrame(run.stamps_ns[frame], run.odometry[frame]), _NO_PICTURE)
-            if answer.match is None:
+        for frame, match in enumerate(unthresholded or pass_over_run(float(threshold))):
+            if match is None or match.score < threshold:
                 continue
-            key = (frame, answer.match.keyframe_index)
+            key = (frame, match.keyframe_index)
             if key not in verdicts:
-                verdicts[key] = judge(frame, answer.match)
+                verdicts[key] = judge(frame, match)
             verdict = verdicts[key]
             accepted[row, frame], right[row, frame] = verdict is not None, bool(verdict)
     return Decisions(thresholds, accepted, right)
