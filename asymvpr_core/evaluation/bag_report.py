@@ -122,7 +122,7 @@ def map_section(result: BagResult, background: Sequence[np.ndarray] = ()) -> Sec
             map_figure(result, background),
             Figure(
                 plot_timeline(groups, threshold), "Best score over time, coloured by outcome.",
-                "Score of each frame's best candidate. Frames above the threshold may still be rejected by the vote.",
+                "Score of each frame's best candidate. Frames above the threshold may still be rejected for want of agreement over time.",
             ),
         ],
         f"True: {result.metrics['protocol']['correct_match']}. Missed: such a keyframe exists, but no match was accepted.",
@@ -164,7 +164,7 @@ def precision_recall_section(result: BagResult, others: Sequence[tuple[str, Prec
         Figure(
             plot_precision_recall([(metrics["encoder"]["name"], result.sweep), *others], point),
             "Precision over recall of the best candidate, for every threshold.",
-            "Curve: best candidate of each frame at every threshold, without the vote. Diamond: what was accepted, with the vote.",
+            "Curve: best candidate of each frame at every threshold, by itself. Diamond: what was accepted, with agreement over time.",
         ),
         Figure(
             plot_score_distance(outcome_groups(result.frames), protocol["radius_m"], protocol["matcher"]["score_threshold"]),

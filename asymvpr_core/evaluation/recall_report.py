@@ -186,7 +186,7 @@ def _sequence(result: RecallResult) -> Section:
         f"The queries as consecutive frames through the robot's matcher {label}, threshold {settings['score_threshold']:g}. "
         f"Curves: {values['protocol']['sweep']}."
     )
-    text = "Precision over recall with the vote and of the single frame, for every threshold; diamond: what was accepted."
+    text = "Precision over recall with agreement over time and of the single frame, for every threshold; diamond: what was accepted."
     return Section("Sequence", [figures, Table(rows, columns), Figure(curve, text)], intro)
 
 
