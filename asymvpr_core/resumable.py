@@ -1,8 +1,7 @@
-"""The work folder of a stage that can be killed and continued: `<out>.partial`, one process at a time."""
+"""A stage that can be killed and continued: what it has done lies in `<out>.partial`."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from asymvpr_core.errors import ArtefactError
-from asymvpr_core.manifest import finish_folder, refuse_existing, unwritable, write_atomically, write_text_atomically
+from asymvpr_core.manifest import write_atomically, write_text_atomically
+from asymvpr_core.work_folder import LOCK, STAGING, result_folder
 
-_FINGERPRINT, _LOCK, _STAGING = "fingerprint.json", "lock", "staging"
+_FINGERPRINT = "fingerprint.json"
 
 
 def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
@@ -32,30 +32,10 @@ def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Pat
             folder is the user's own or belongs to a command with another fingerprint.
     """
     out = Path(out)
-    refuse_existing(out)
     work = out.with_name(out.name + ".partial")
-    staging = work / _STAGING
-    try:
-        if work.exists() and not (work / _FINGERPRINT).exists() and _holds_pieces(work):
-            raise ArtefactError(f"{work} exists and is no remains of a command", remedy="give another --out, or move that folder away")
-        work.mkdir(parents=True, exist_ok=True)
-        with open(work / _LOCK, "w") as lock:
-            _lock(lock.fileno(), work)
-            _check_fingerprint(work, json.loads(json.dumps(fingerprint)))
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir()
-            try:
-                build(work, staging)
-            except BaseException:
-                if not _holds_pieces(work):
-                    shutil.rmtree(work)
-                raise
-            if out.is_dir():
-                out.rmdir()  # an empty folder that the user made
-            finish_folder(staging, out)
-            shutil.rmtree(work)
-    except OSError as error:
-        raise unwritable(out, error) from error
+    with result_folder(out, work, worth_keeping=_holds_pieces) as staging:
+        _check_fingerprint(work, json.loads(json.dumps(fingerprint)))
+        build(work, staging)
     return out
 
 
@@ -70,14 +50,6 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _lock(descriptor: int, work: Path) -> None:
-    try:
-        # Not flock: a loading process that outlives a killed training by some seconds would inherit its lock.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:  # which of them depends on the system
-        raise ArtefactError(f"{work} is in use by another process", remedy="wait for it, or give another --out") from error
 
 
 def _check_fingerprint(work: Path, mine: dict[str, Any]) -> None:
@@ -99,6 +71,7 @@ def _check_fingerprint(work: Path, mine: dict[str, Any]) -> None:
 
 
 def _holds_pieces(work: Path) -> bool:
-    """Whether a second run could use anything of the work folder: its own bookkeeping and the staging folder are no work."""
-    paths = [path for entry in work.iterdir() if entry.name != _STAGING for path in (entry, *entry.rglob("*"))]
-    return any(path.is_file() and path.name not in (_FINGERPRINT, f".{_FINGERPRINT}.partial", _LOCK) for path in paths)
+    """Whether a second run could use anything of the work folder: bookkeeping, staging and half-written files are no work."""
+    paths = [path for entry in work.iterdir() if entry.name != STAGING for path in (entry, *entry.rglob("*"))]
+    names = [path.name for path in paths if path.is_file()]
+    return any(name not in (_FINGERPRINT, LOCK) and not (name.startswith(".") and name.endswith(".partial")) for name in names)

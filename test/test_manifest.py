@@ -18,16 +18,15 @@ from asymvpr_core.manifest import (
     Manifest,
     check_pair,
     digest_of,
-    finish_folder,
     new_folder,
     read_manifest,
-    refuse_existing,
     sha256_of,
     verify_files,
     write_atomically,
     write_manifest,
     write_text_atomically,
 )
+from asymvpr_core.work_folder import finish_folder, refuse_existing
 
 CONTENT = bytes(range(256)) * 40
 
@@ -216,7 +215,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path):
 def test_nothing_has_the_final_name_before_the_end(tmp_path: Path):
     with new_folder(tmp_path / "out") as folder:
         assert not (tmp_path / "out").exists()
-        assert folder.parent == tmp_path  # the same file system, so that the rename is atomic
+        assert folder.is_relative_to(tmp_path)  # the same file system, so that the rename is atomic
     assert (tmp_path / "out").is_dir()
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
 

@@ -49,6 +49,7 @@ def test_a_killed_command_that_left_no_work_binds_nobody(tmp_path: Path):
     (tmp_path / "out.partial" / "staging").mkdir(parents=True)
     (tmp_path / "out.partial" / "staging" / "half").write_text("x")
     (tmp_path / "out.partial" / "fingerprint.json").write_text('{"settings": 1}')
+    (tmp_path / "out.partial" / "lock").touch()
     build_resumably(tmp_path / "out", {"settings": 2}, finish)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "result"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from asymvpr_core.config import IndexSettings
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
+from asymvpr_core.manifest import read_manifest
 from asymvpr_core.progress import Progress, silent
-from asymvpr_core.retrieval.gallery_index import IndexManifest, save_index
+from asymvpr_core.retrieval.gallery_index import IndexManifest, save_index, writing_index
 from asymvpr_core.retrieval.tuning import choose_index
 
 
@@ -28,6 +29,12 @@ def index_gallery(
         ArtefactError: damaged gallery, folder that cannot be written, or another process writing an index there.
         RetrievalError: as `choose_index`.
     """
+    read_manifest(gallery_path, "gallery")  # a folder that is none is refused as such
+    with writing_index(Path(gallery_path)):  # from the start: two measurements at once would disturb each other, and one be for nothing
+        return _index_gallery(gallery_path, settings, every_kind=every_kind, verify=verify, progress=progress)
+
+
+def _index_gallery(gallery_path: Path, settings: IndexSettings, *, every_kind: bool, verify: bool, progress: Progress) -> IndexManifest:
     gallery = Gallery.open(gallery_path, verify=verify)
     if DESCRIPTORS not in gallery.manifest.files:
         raise ArtefactError(f"the manifest of gallery {gallery_path} does not list {DESCRIPTORS}", remedy="rebuild the gallery")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,13 +20,15 @@ from asymvpr_core import __version__
 from asymvpr_core.config import IndexKind
 from asymvpr_core.errors import ArtefactError, RetrievalError
 from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
-from asymvpr_core.manifest import FileEntry, digest_of, sha256_of, unwritable, write_text_atomically
+from asymvpr_core.manifest import FileEntry, digest_of, sha256_of, write_text_atomically
 from asymvpr_core.retrieval.index import read_index, search_with_ties, view_index, write_index
 from asymvpr_core.retrieval.recipes import RECIPES, Parameters, compose, set_parameters
+from asymvpr_core.work_folder import unwritable
 
 INDEX = "index.json"
 FORMAT_VERSION = 1
 _REMEDY = "build it anew with 'asymvpr index build'"
+_WRITABLE = "free space, or check the permissions of the folder; the index before stays valid"
 
 
 class Trial(BaseModel):
@@ -124,42 +127,66 @@ class GalleryIndex:
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
 
+@contextmanager
+def writing_index(folder: Path) -> Iterator[None]:
+    """Keep other writers of an index out until the block ends. The folder itself is locked, so that no lock file stays in a gallery.
+
+    Raises:
+        ArtefactError: another process is writing an index there, there is no such folder, or it cannot be written.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ArtefactError(f"gallery {folder} cannot be opened: {error.strerror}", remedy="check the path and its permissions") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtefactError(f"another process is writing an index of gallery {folder}", remedy="wait for it") from error
+        if not os.access(folder, os.W_OK):  # before minutes of measuring
+            raise unwritable(folder / INDEX, PermissionError(errno.EACCES, os.strerror(errno.EACCES)), _WRITABLE)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def save_index(
     folder: Path, kind: IndexKind, index: Any, parameters: Parameters, refine: str, *, descriptors: np.ndarray, descriptors_sha256: str,
     pair_id: str, settings: dict[str, Any] | None = None, trials: list[Trial] | None = None, note: str = "",
 ) -> IndexManifest:  # fmt: skip
     """Write an index into the gallery folder: its file first, then `index.json`; the one before stays valid until then.
 
+    To be called inside of `writing_index`.
+
     Raises:
-        RetrievalError, ArtefactError: the folder cannot be written, or another process is writing an index there.
+        RetrievalError, ArtefactError: the folder cannot be written.
     """
     name, entry = None, None
     try:
-        with _locked(folder):
-            if index is not None:
-                temporary = folder / f".index-{os.getpid()}.partial"
-                try:
-                    write_index(index, temporary)
-                    with open(temporary, "rb") as file:
-                        os.fsync(file.fileno())
-                    entry = FileEntry(bytes=temporary.stat().st_size, sha256=sha256_of(temporary))
-                    name = f"index-{entry.sha256[:12]}.faiss"
-                    os.replace(temporary, folder / name)
-                finally:
-                    temporary.unlink(missing_ok=True)
-            manifest = IndexManifest(
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                kind=kind, refine=refine, parameters=parameters, keyframes=len(descriptors), dimension=int(descriptors.shape[1]),
-                pair_id=pair_id, descriptors_sha256=descriptors_sha256, file_name=name, file=entry,
-                settings=settings or {}, trials=trials or [], note=note,
-            )  # fmt: skip
-            manifest.index_sha256 = _digest(manifest)
-            write_text_atomically(folder / INDEX, manifest.model_dump_json(indent=2) + "\n")
-            for old in [*folder.glob("index-*.faiss"), *folder.glob(".index-*.partial")]:
-                if old.name != name:
-                    old.unlink()  # a process that searches it keeps it open
+        if index is not None:
+            temporary = folder / f".index-{os.getpid()}.partial"
+            try:
+                write_index(index, temporary)
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                entry = FileEntry(bytes=temporary.stat().st_size, sha256=sha256_of(temporary))
+                name = f"index-{entry.sha256[:12]}.faiss"
+                os.replace(temporary, folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+        manifest = IndexManifest(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            kind=kind, refine=refine, parameters=parameters, keyframes=len(descriptors), dimension=int(descriptors.shape[1]),
+            pair_id=pair_id, descriptors_sha256=descriptors_sha256, file_name=name, file=entry,
+            settings=settings or {}, trials=trials or [], note=note,
+        )  # fmt: skip
+        manifest.index_sha256 = _digest(manifest)
+        write_text_atomically(folder / INDEX, manifest.model_dump_json(indent=2) + "\n")
+        for old in [*folder.glob("index-*.faiss"), *folder.glob(".index-*.partial")]:
+            if old.name != name:
+                old.unlink()  # a process that searches it keeps it open
     except OSError as error:
-        raise unwritable(folder / INDEX, error) from error
+        raise unwritable(folder / INDEX, error, _WRITABLE) from error
     return manifest
 
 
@@ -234,16 +261,3 @@ def open_index(gallery: Gallery) -> GalleryIndex:
 def _digest(manifest: IndexManifest) -> str:
     content = json.loads(manifest.model_dump_json(exclude={"index_sha256"}))
     return digest_of(content)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other writers out. The folder itself is locked, so that no lock file stays in a finished gallery."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ArtefactError(f"another process is writing an index of gallery {folder}", remedy="wait for it") from error
-    finally:
-        os.close(descriptor)
