@@ -33,6 +33,7 @@ from asymvpr_core.networks.projection import Projection, make_projection
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably, link_or_copy
 from asymvpr_core.retrieval.building import index_gallery
+from asymvpr_core.row_file import RowFile
 
 
 def build_gallery(
@@ -119,15 +120,14 @@ def write_descriptors(staging: Path, features: np.ndarray, projection: Projectio
     dimension = features.shape[1] if projection is None else projection.dimension
     if projection is not None:
         projection.save(staging / PROJECTION)
-    descriptors = np.lib.format.open_memmap(staging / DESCRIPTORS, mode="w+", dtype=dtype, shape=(len(features), dimension))
     row = 0
-    for block in [features] if projection is None else projection.blocks(features):
-        finite = np.isfinite(block).all(axis=1)
-        if not finite.all():
-            raise GalleryError(f"descriptor {row + int(np.argmin(finite))} is not finite", remedy="check the weights and that image")
-        descriptors[row : row + len(block)] = block
-        row += len(block)
-    descriptors.flush()
+    with RowFile(staging / DESCRIPTORS, (len(features), dimension), np.dtype(dtype)) as descriptors:
+        for block in [features] if projection is None else projection.blocks(features):
+            finite = np.isfinite(block).all(axis=1)
+            if not finite.all():
+                raise GalleryError(f"descriptor {row + int(np.argmin(finite))} is not finite", remedy="check the weights and that image")
+            descriptors.write(row, block)
+            row += len(block)
 
 
 def write_thumbnails(staging: Path, source: Dataset, kept: list[int], side_px: int, progress: Progress) -> None:

@@ -8,6 +8,7 @@ where geometric verification was asked for.
 from __future__ import annotations
 
 import csv
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,8 +17,8 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from asymvpr_core.errors import ArtefactError
-from asymvpr_core.image_decoding import read_image
+from asymvpr_core.errors import ArtefactError, ImageError
+from asymvpr_core.image_decoding import decode_image, read_image_file
 from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, verify_files
 from asymvpr_core.types import IDENTITY_QUATERNION, Keyframe, Pose
 from asymvpr_core.verification import Verification, verify_behind
@@ -132,9 +133,24 @@ class Gallery:
         verify_files(self.path, self.manifest, [name])
         return decode_thumbnail((self.path / name).read_bytes(), str(self.path / name))
 
+    def read_encoded(self, index: int) -> bytes:
+        """The file of the picture of keyframe `index`; of one that lies in the gallery the checksum is tested.
+
+        Raises:
+            ImageError: it cannot be read, or is damaged.
+        """
+        path = self.image_path(index)
+        data = read_image_file(path)
+        if self.manifest.details["images_in_gallery"]:
+            entry = self.manifest.files.get(f"{IMAGES}/{self.keyframes[index].name}")
+            if entry is None or hashlib.sha256(data).hexdigest() != entry.sha256:
+                found = f"image {path} is damaged: its checksum is not that in the manifest of the gallery"
+                raise ImageError(found, remedy="restore the file or rebuild with 'asymvpr gallery build'")
+        return data
+
     def read_image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB picture of keyframe `index`. Raises ImageError when it cannot be read."""
-        return read_image(self.image_path(index))
+        """(H, W, 3) uint8 RGB picture of keyframe `index`. Raises ImageError when it cannot be read or is damaged."""
+        return decode_image(self.read_encoded(index), str(self.image_path(index)))
 
 
 def thumbnail_name(index: int) -> str:
