@@ -14,189 +14,21 @@ Training has a script of its own, kill_training.py. Exit code 1 where anything w
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # a process with a pool of threads must not be forked; before numpy and torch are imported
-
-import cv2
-import numpy as np
-from killing import count_operations, finish, killed_after, killed_before, make_pictures, start
-from record import Record
-from safetensors.torch import save_file
-from torch import nn
-
+os.environ["OMP_NUM_THREADS"] = "1"  # a process with a pool of threads must not be forked; read when numpy and torch are imported
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from asymvpr_core.config import (
-    BankSettings,
-    ExportSettings,
-    GallerySettings,
-    IndexSettings,
-    KeyframeSettings,
-    MatcherSettings,
-    RuntimeSettings,
-    SessionSettings,
-    SourceSettings,
-)
-from asymvpr_core.datasets.bag_writer import BagWriter
-from asymvpr_core.datasets.source import open_source
-from asymvpr_core.deploy.export import WEIGHTS, export_model
-from asymvpr_core.deploy.runtime import QueryModel
-from asymvpr_core.errors import AsymvprError
-from asymvpr_core.gallery.build import build_gallery
-from asymvpr_core.gallery.store import Gallery
-from asymvpr_core.manifest import GalleryNetworkIdentity, new_folder, read_manifest, verify_files, write_manifest
-from asymvpr_core.memory.store import StoredBank, build_bank
-from asymvpr_core.networks.loading import random_network
-from asymvpr_core.networks.query import QueryNetwork
-from asymvpr_core.networks.registry import network_spec, register
-from asymvpr_core.networks.spec import NetworkSpec, WeightsSource, squashed
-from asymvpr_core.retrieval.building import index_gallery
-from asymvpr_core.retrieval.gallery_index import open_index
-from asymvpr_core.retrieval.session import SessionGallery
-from asymvpr_core.types import Pose, QueryFrame
 
-NETWORK = "grid8"
-VOLATILE = ("created", "trials", "note", "manifest_sha256", "index_sha256")  # when, and how quick the machine was
-SECOND_NS = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command: what it makes at a path, how that is opened with all its checksums, and what is there before it."""
-
-    name: str
-    command: Callable[[Path], object]
-    open: Callable[[Path], object]
-    before: Callable[[Path], object] | None = None
-
-
-def build_network() -> nn.Module:
-    """Averages on an 8 x 8 grid and one linear layer: what is killed is the work around it."""
-    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(192, 32))
-
-
-def make_run(path: Path, gallery: Path) -> Path:
-    """A training run of that network which was never trained."""
-    spec, identity = network_spec(NETWORK), read_manifest(gallery, "gallery").gallery_network
-    with new_folder(path) as folder:
-        QueryNetwork(spec, identity.dimension, random_network(spec, seed=1)).save(folder / WEIGHTS)
-        write_manifest(
-            folder, "run", identity, inputs={"gallery": str(gallery)},
-            details={"query_network": NETWORK, "preprocess": spec.preprocess.model_dump(mode="json"), "gated": False},
-        )  # fmt: skip
-    return path
-
-
-def make_bag(folder: Path, pictures: Path) -> Path:
-    with BagWriter(folder / "bag") as bag:
-        for second, picture in enumerate(sorted(pictures.iterdir())):
-            stamp = (1 + second) * SECOND_NS
-            bag.write_odometry("/odom", stamp, Pose.from_xy_yaw(3.0 * second, 0.0, 0.0))
-            bag.write_compressed_image("/image", stamp, "camera", picture.read_bytes())
-    return folder / "bag"
-
-
-def make_session(dimension: int = 192, keyframes: int = 200) -> SessionGallery:
-    session = SessionGallery(dimension, MatcherSettings(sequence="off"), SessionSettings(session_gallery=True))
-    rng = np.random.default_rng(0)
-    for number in range(keyframes):
-        row = rng.standard_normal(dimension).astype(np.float32)
-        session.process(row / np.linalg.norm(row), QueryFrame(number * SECOND_NS, Pose.from_xy_yaw(5.0 * number, 0.0, 0.0), ""))
-    return session
-
-
-def open_gallery(path: Path) -> None:
-    manifest = read_manifest(path, "gallery")
-    verify_files(path, manifest)
-    open_index(Gallery.open(path))
-
-
-def open_model(path: Path) -> None:
-    verify_files(path, read_manifest(path, "model"))
-    QueryModel.open(path, RuntimeSettings(runtime="onnxruntime", threads=1))  # not auto, which measures and keeps what it found
-
-
-def make_stages(folder: Path, precisions: list[str]) -> list[Stage]:
-    """The five stages, and in `folder` what they start from."""
-    pictures = make_pictures(folder / "pictures", places=5)
-    bag, gallery, run, weights = make_bag(folder, pictures), folder / "gallery", folder / "run", folder / "weights.safetensors"
-    gallery_settings = GallerySettings(network=NETWORK, projection_dim=8, chunk_size=4, batch_size=4, threads=1, thumbnail_side_px=64)
-    source_settings = SourceSettings(image_topic="/image", pose_topic="/odom", keyframes=KeyframeSettings(min_distance_m=1.0))
-    index = IndexSettings(kind="sq8", recall=0.5, k=1, threads=1)
-
-    def build(out: Path) -> None:
-        build_gallery(open_source(bag, source_settings), gallery_settings, out, weights=weights, index=index)
-
-    def prepare() -> None:
-        build(gallery)
-        make_run(run, gallery)
-
-    register(NetworkSpec(NETWORK, "gallery", "made up", build_network, 32, squashed(64), WeightsSource("made up")))
-    save_file(random_network(network_spec(NETWORK), seed=0).state_dict(), weights)
-    finish(start(prepare))
-    session = make_session()
-    identity = GalleryNetworkIdentity(name=NETWORK, weights_sha256="0" * 64, preprocess={}, projection_sha256=None, dimension=192)
-    export = ExportSettings(
-        precisions=tuple(precisions), parity_images=2, calibration_images=2, self_test_images=2, recall_views=0, force=True
-    )
-    other = index.model_copy(update={"kind": "float16"})
-    return [
-        Stage("gallery build", build, open_gallery),
-        Stage("bank build", lambda out: build_bank(gallery, BankSettings(rank=2), out), lambda out: StoredBank.open(out)),
-        Stage("export", lambda out: export_model(run, out, export), open_model),
-        Stage("index build", lambda out: index_gallery(out, other, verify=True), open_gallery, lambda out: shutil.copytree(gallery, out)),
-        Stage("session save", lambda out: session.save(out, identity, "odom", "made up"), open_gallery),
-    ]
-
-
-def ask(function: Callable[[], object]) -> tuple[Any, str]:
-    """(what `function` returns as JSON, why it refuses) in a forked process; any other end of it ends the measurement."""
-    read, write = os.pipe()
-
-    def answered() -> None:
-        try:
-            answer = json.dumps([function(), ""])
-        except AsymvprError as error:
-            answer = json.dumps([None, str(error)])
-        with os.fdopen(write, "w") as pipe:
-            pipe.write(answer)
-
-    child = start(answered)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        text = pipe.read()
-    finish(child)
-    value, refusal = json.loads(text)
-    return value, refusal
-
-
-def content(stage: Stage, out: Path) -> dict[str, str]:
-    """Digest of every file of an artefact that opens; of manifests without what differs from run to run. Raises as `stage.open`."""
-    stage.open(out)
-    found = {}
-    for path in sorted(out.rglob("*")):
-        if path.is_file():
-            data = path.read_bytes()
-            if path.suffix == ".json":
-                data = json.dumps({k: v for k, v in json.loads(data).items() if k not in VOLATILE}, sort_keys=True).encode()
-            found[str(path.relative_to(out))] = hashlib.sha256(data).hexdigest()
-    return found
-
-
-def left_over(folder: Path, out: Path) -> list[str]:
-    """What lies beside the artefact, or half-written in it."""
-    return sorted(str(path.relative_to(folder)) for path in [*folder.iterdir(), *out.rglob(".*")] if path != out)
+import numpy as np
+from artefact_stages import Stage, ask, content, left_over, make_stages, wanted
+from killing import count_operations, finish, killed_after, killed_before, start
+from record import Record
 
 
 class Killer:
@@ -288,13 +120,12 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the artefacts are written for the time of the measurement", metavar="DIR")
     parser.add_argument("--out", type=Path, help="JSON file with every value", metavar="FILE")
     options = parser.parse_args()
-    cv2.setNumThreads(1)
     record = Record("kill_artefacts", "Kills", __doc__.partition("\n\n")[2].partition("\n\n")[2], "torch", "faiss-cpu", "onnxruntime")
     rows, wrong, values = [], [], {}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name).resolve()
         for stage in make_stages(folder, options.precisions):
-            if options.stages and not any(word in stage.name for word in options.stages):
+            if not wanted(stage, options.stages or ["build", "export", "save"]):
                 continue
             killer = Killer(stage, folder / stage.name.replace(" ", "_"), np.random.default_rng(options.seed))
             while killer.kills < options.kills:

@@ -56,6 +56,15 @@ def killed_before(function: Callable[[], object], folder: Path, operation: int) 
     return _was_killed(start(lambda: (FileOperations(folder, fatal=operation), function())))
 
 
+def stopped_before(function: Callable[[], object], folder: Path, operation: int) -> int:
+    """Run `function` in a forked process up to its file operation number `operation` below `folder`; its number, to be continued."""
+    child = start(lambda: (FileOperations(folder, operation, signal.SIGSTOP), function()))
+    _, status = os.waitpid(child, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        raise SystemExit(f"a run ended with {os.waitstatus_to_exitcode(status)} before its operation {operation}")
+    return child
+
+
 def count_operations(function: Callable[[], object], folder: Path) -> int:
     """File operations of an undisturbed run below `folder`: files opened for writing, renamed, removed, folders made."""
     read, write = os.pipe()
@@ -73,13 +82,14 @@ def count_operations(function: Callable[[], object], folder: Path) -> int:
 
 @dataclass
 class FileOperations:
-    """Counts what this process is about to change below `folder`, and kills it before operation number `fatal` (from 1).
+    """Counts what this process is about to change below `folder`, and sends it `signal` before operation number `fatal` (from 1).
 
     Seen are the operations of Python itself; what C++ libraries write is hit by kills at moments in time.
     """
 
     folder: Path
     fatal: int = 0
+    signal: int = signal.SIGKILL
     count: int = 0
 
     def __post_init__(self) -> None:
@@ -95,7 +105,7 @@ class FileOperations:
         if changes and _path(event, arguments).startswith(self._prefix):
             self.count += 1
             if self.count == self.fatal:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.signal)
 
 
 def _path(event: str, arguments: tuple[object, ...]) -> str:

@@ -143,7 +143,7 @@ def writing_index(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ArtefactError(f"another process is writing an index of gallery {folder}", remedy="wait for it") from error
-        if not os.access(folder, os.W_OK):  # before minutes of measuring
+        if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):  # before minutes of measuring
             raise unwritable(folder / INDEX, PermissionError(errno.EACCES, os.strerror(errno.EACCES)), _WRITABLE)
         yield
     finally:
