@@ -139,18 +139,16 @@ def make_stages(folder: Path, precisions: list[str]) -> list[Stage]:
     )
     other = index.model_copy(update={"kind": "float16"})
     return [
-        Stage("gallery build", build, open_gallery),
-        Stage("bank build", lambda out: build_bank(gallery, BankSettings(rank=2), out), lambda out: StoredBank.open(out)),
-        Stage("export", lambda out: export_model(run, out, export), open_model),
+        Stage("session save", lambda out: session.save(out, identity, "odom", "made up"), open_gallery),
+        Stage("bank build", lambda out: build_bank(gallery, BankSettings(rank=2), out), StoredBank.open),
         Stage("index build", lambda out: index_gallery(out, other, verify=True), open_gallery, lambda out: shutil.copytree(gallery, out)),
+        Stage("gallery build", build, open_gallery),
+        Stage("export", lambda out: export_model(run, out, export), open_model),
         Stage(
-            "train",
-            lambda out: train(gallery, training, out, weights=weights),
-            lambda out: verify_files(out, read_manifest(out, "run")),
+            "train", lambda out: train(gallery, training, out, weights=weights), lambda out: verify_files(out, read_manifest(out, "run")),
             not_compared=("manifest.json", "metrics.csv", "checkpoints/*", "tensorboard/*"),
         ),
-        Stage("session save", lambda out: session.save(out, identity, "odom", "made up"), open_gallery),
-    ]
+    ]  # fmt: skip
 
 
 def ask(function: Callable[[], object]) -> tuple[Any, str]:

@@ -187,6 +187,7 @@ def main() -> int:
             words = [None if options.tmpfs else "refused" if reason else "WRONG" for reason in (closed, second)]
             rows.append([stage.name, count, *words, len(faults.wrong)])
             reasons[stage.name] = {"full disk": full, "read-only folder": closed, "second at once": second, "wrong": faults.wrong}
+            print(f"{stage.name}: {len(faults.wrong)} wrong", file=sys.stderr, flush=True)
             wrong += [f"{stage.name}: {what}" for what in faults.wrong]
             shutil.rmtree(faults.folder)
     record.table("Faults of the disk", ["stage", "full disk: refusals", "read-only folder", "second at once", "anything wrong"], rows)

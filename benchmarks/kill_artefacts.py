@@ -132,6 +132,7 @@ def main() -> int:
                 killer.run()
             seen = [killer.outcomes[outcome] for outcome in ("nothing", "the one before, whole", "the new one, whole", "WRONG")]
             rows.append([stage.name, killer.kills, *seen, killer.runs, killer.resumed, killer.refused, killer.cleared, len(killer.wrong)])
+            print(f"{stage.name}: {killer.kills} kills, {len(killer.wrong)} wrong", file=sys.stderr, flush=True)
             wrong += [f"{stage.name}: {what}" for what in killer.wrong]
             values[stage.name] = {
                 "undisturbed_s": killer.usual_s, "file_operations": killer.operations, "outcomes": dict(killer.outcomes),
