@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
 from asymvpr_core.manifest import digest_of
 from asymvpr_core.retrieval import tuning
 from asymvpr_core.retrieval.building import index_gallery
-from asymvpr_core.retrieval.gallery_index import INDEX, open_index
+from asymvpr_core.retrieval.gallery_index import INDEX, open_index, writing_index
 from asymvpr_core.retrieval.index import search, view_index
 from asymvpr_core.retrieval.joint import JointGallery
 from asymvpr_core.retrieval.matcher import Matcher
@@ -155,6 +156,17 @@ def test_damage_is_refused_by_name_and_never_searched_otherwise(gallery):
     (gallery / str(manifest.file_name)).unlink()
     with pytest.raises(ArtefactError, match="is missing"):
         open_index(Gallery.open(gallery))
+
+
+def test_a_second_build_is_refused_at_once_and_harms_nothing(gallery, monkeypatch):
+    index_gallery(gallery, IndexSettings())
+    before = (gallery / INDEX).read_bytes()
+    with writing_index(gallery), pytest.raises(ArtefactError, match="another process is writing an index of gallery .*; wait for it"):
+        index_gallery(gallery, IndexSettings(kind="sq8"))
+    monkeypatch.setattr(os, "access", lambda *arguments, **options: False)  # root may write everywhere
+    with pytest.raises(ArtefactError, match="index.json cannot be written: Permission denied; .*the index before stays valid"):
+        index_gallery(gallery, IndexSettings(kind="sq8"))
+    assert (gallery / INDEX).read_bytes() == before
 
 
 def test_newer_and_foreign_indexes_are_refused(gallery, tmp_path):

@@ -118,7 +118,7 @@ def prepared_inputs(source: Dataset, todo: list[int], preprocess: Preprocess, wo
         if source.layout == "bag":
             path = work / IMAGES / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            save_piece(path, lambda file, data=data: file.write(data))  # type: ignore[misc]  # before its chunk counts as done
         yield index, image
 
 
