@@ -80,7 +80,8 @@ def build_gallery(
         report_unreadable(described, len(source.records), skip_unreadable, work)
         _write(staging, source, settings, network, described, borrowed)
         if source.layout == "bag":
-            shutil.copytree(work / IMAGES, staging / IMAGES, copy_function=link_or_copy)
+            half_written = shutil.ignore_patterns(".*.partial")  # of a killed run, where the picture can no longer be read
+            shutil.copytree(work / IMAGES, staging / IMAGES, copy_function=link_or_copy, ignore=half_written)
         if settings.thumbnail_side_px:
             write_thumbnails(staging, source, described.kept, settings.thumbnail_side_px, progress)
         _write_manifest(staging, source, settings, network, described)
