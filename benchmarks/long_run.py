@@ -252,13 +252,14 @@ def _is_number(text: str) -> bool:
 
 def report(found: Observations, code: int, options: argparse.Namespace) -> Record:
     """Tables by slice of the run, aims, curves over time."""
+    kind = "JPEG" if options.compressed else "raw rgb8"
     record = Record(
         "long_run", "A long run with faults",
-        f"{options.minutes:g} minutes through the live node, {'JPEG' if options.compressed else 'raw rgb8'} {options.width}x{options.height} at "
-        f"{RATE_HZ:g} Hz, odometry at {ODOMETRY_HZ:g} Hz, simulated clock, `{options.network}` with random weights, {options.keyframes} keyframes, "
-        f"a session gallery of at most 200, one thread. Every {RELOAD_S} s another gallery, every {RESTART_S} s another publisher "
-        f"(SIGINT and SIGKILL in turn), every {JUMP_S} s the clock jumps back by {JUMP_BACK_S:g} s, every {PARAMETER_S} s another threshold, every "
-        f"{PRESSURE_S} s {PRESSURE_FOR_S} s of two busy processes. One sample a second.", "onnxruntime",
+        f"{options.minutes:g} minutes through the live node, {kind} {options.width}x{options.height} at {RATE_HZ:g} Hz, odometry at "
+        f"{ODOMETRY_HZ:g} Hz, simulated clock, `{options.network}` with random weights, {options.keyframes} keyframes, a session of "
+        f"at most 200 keyframes, one thread. Every {RELOAD_S} s another gallery, every {RESTART_S} s another publisher (SIGINT and SIGKILL in turn), "
+        f"every {JUMP_S} s the clock jumps back by {JUMP_BACK_S:g} s, every {PARAMETER_S} s another threshold, every {PRESSURE_S} s "
+        f"{PRESSURE_FOR_S} s of two busy processes. One sample a second.", "onnxruntime",
     )  # fmt: skip
     rows = found.rows
     cells, slices = [], [list(part) for part in np.array_split(np.array(rows, dtype=object), SLICES)]
@@ -301,9 +302,8 @@ def report(found: Observations, code: int, options: argparse.Namespace) -> Recor
     )
     minutes = [row["s"] / 60 for row in rows]
     dropped = np.diff([row["frames_dropped"] for row in rows], prepend=rows[0]["frames_dropped"])
-    record.curves("Memory of the node", "minutes", "MB", {
-        "private": _thin(minutes, [row["private_kb"] / 1024 for row in rows]), "resident": _thin(minutes, [row["resident_kb"] / 1024 for row in rows]),
-    }, logarithmic=False)  # fmt: skip
+    memory = {kind: [row[f"{kind}_kb"] / 1024 for row in rows] for kind in ("private", "resident")}
+    record.curves("Memory of the node", "minutes", "MB", {k: _thin(minutes, v) for k, v in memory.items()}, logarithmic=False)
     record.curves("Latency over time", "minutes", "ms, of the last 300 frames", {
         "p50": _thin(minutes, [row.get("latency_ms_p50", math.nan) for row in rows]),
         "p95": _thin(minutes, [row.get("latency_ms_p95", math.nan) for row in rows]),
