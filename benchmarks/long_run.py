@@ -256,8 +256,8 @@ def report(found: Observations, code: int, options: argparse.Namespace) -> Recor
     record = Record(
         "long_run", "A long run with faults",
         f"{options.minutes:g} minutes through the live node, {kind} {options.width}x{options.height} at {RATE_HZ:g} Hz, odometry at "
-        f"{ODOMETRY_HZ:g} Hz, simulated clock, `{options.network}` with random weights, {options.keyframes} keyframes, a session of "
-        f"at most 200 keyframes, one thread. Every {RELOAD_S} s another gallery, every {RESTART_S} s another publisher (SIGINT and SIGKILL in turn), "
+        f"{ODOMETRY_HZ:g} Hz, simulated clock, `{options.network}` with random weights, {options.keyframes} keyframes, a session gallery of"
+        f" at most 200, one thread. Every {RELOAD_S} s another gallery, every {RESTART_S} s another publisher (SIGINT, SIGKILL in turn), "
         f"every {JUMP_S} s the clock jumps back by {JUMP_BACK_S:g} s, every {PARAMETER_S} s another threshold, every {PRESSURE_S} s "
         f"{PRESSURE_FOR_S} s of two busy processes. One sample a second.", "onnxruntime",
     )  # fmt: skip
