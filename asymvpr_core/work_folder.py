@@ -123,7 +123,7 @@ def _refuse_existing(final: Path, work: Path, worth_keeping: Callable[[Path], bo
     try:
         refuse_existing(final)
     except ArtefactError:
-        if (work / LOCK).exists():
+        if work.is_dir():
             with suppress(ArtefactError, OSError), locked(work):  # in use, or not ours to remove: what is said below is the reason
                 if not (work / STAGING).exists() or not worth_keeping(work):
                     remove_work(work)
