@@ -117,7 +117,7 @@ def use_session(path: Path) -> object:
 
 def make_bank(path: Path, seed: int) -> Path:
     gallery = make_gallery(path.with_name(f"gallery_of_{path.name}"), seed)
-    build_bank(gallery, BankSettings(rank=1, cells=CellSettings(cell_size_m=50.0 + 30.0 * seed)), path)
+    build_bank(gallery, BankSettings(rank=1, cells=CellSettings(cell_size_m=100.0 - 20.0 * seed)), path)
     return path
 
 
@@ -200,7 +200,7 @@ def test_every_damage_of_every_file_is_refused_by_its_name(tmp_path: Path, kind:
     make, use = KINDS[kind]
     artefact, other = make(tmp_path / "one", 1), make(tmp_path / "two", 2)
     found = outcomes(artefact, use, other)
-    assert len({name for name, _ in found}) == sum(path.is_file() for path in artefact.rglob("*")) >= 4
+    assert len({name for name, _ in found}) == sum(path.is_file() for path in artefact.rglob("*")) >= 3
     answered = {key: text for key, text in found.items() if text == HARMLESS or text.startswith("WRONG")}
     newlines = {(name, damage) for name, damage in found if name.endswith(".json") and damage == "one byte short"}  # the last of a text
     assert answered.keys() == NOT_REFUSED.get(kind, set()) | newlines, answered
@@ -230,7 +230,7 @@ def test_gallery_verify_names_every_damaged_file(tmp_path: Path):
             whole = path.read_bytes()
             path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
             result = CliRunner().invoke(app, ["gallery", "verify", str(gallery)])
-            assert result.exit_code != 0 and path.name in str(result.exception), path
+            assert result.exit_code != 0 and path.name in result.output, path
             path.write_bytes(whole)
     assert CliRunner().invoke(app, ["gallery", "verify", str(gallery)]).exit_code == 0
 
@@ -261,7 +261,8 @@ def test_a_recording_that_is_damaged_is_refused_or_read(tmp_path: Path):
 
     found = outcomes(drive(tmp_path / "bag"), use)
     for (name, damage), text in found.items():
-        assert "flipped" in damage or "more" in damage or (text != HARMLESS and not text.startswith("WRONG")), f"{name}, {damage}: {text}"
+        assert "flipped" in damage or not text.startswith("WRONG"), f"{name}, {damage}: {text}"
+        assert damage not in ("half", "emptied", "missing") or text != HARMLESS, f"{name}, {damage}"
 
 
 def test_the_file_of_another_artefact_is_found_by_kind(tmp_path: Path):
