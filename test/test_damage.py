@@ -117,7 +117,7 @@ def use_session(path: Path) -> object:
 
 def make_bank(path: Path, seed: int) -> Path:
     gallery = make_gallery(path.with_name(f"gallery_of_{path.name}"), seed)
-    build_bank(gallery, BankSettings(rank=1, cells=CellSettings(cell_size_m=100.0 - 20.0 * seed)), path)
+    build_bank(gallery, BankSettings(rank=seed, cells=CellSettings(cell_size_m=100.0 - 20.0 * seed)), path)
     return path
 
 
