@@ -31,7 +31,7 @@ from killing import count_operations, finish, start, stopped_before
 from record import Record
 
 NOBODY = 65534
-SMALLEST, LARGEST = 4 << 10, 64 << 20  # bytes
+SMALLEST, LARGEST = 256, 64 << 20  # bytes
 
 
 class Faults:
