@@ -43,7 +43,7 @@ from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.networks.registry import network_spec, register
 from asymvpr_core.networks.spec import NetworkSpec, WeightsSource, squashed
 from asymvpr_core.retrieval.building import index_gallery
-from asymvpr_core.retrieval.gallery_index import open_index
+from asymvpr_core.retrieval.gallery_index import INDEX, open_index
 from asymvpr_core.retrieval.session import SessionGallery
 from asymvpr_core.training.run import train
 from asymvpr_core.types import Pose, QueryFrame
@@ -177,8 +177,7 @@ def content(stage: Stage, out: Path) -> dict[str, str]:
     stage.open(out)
     found = {}
     for path in sorted(out.rglob("*")):
-        # Half-written files are hidden, and nothing reads them; `left_over` says whether any is there in the end.
-        if path.is_file() and not path.name.startswith(".") and not any(path.match(pattern) for pattern in stage.not_compared):
+        if path.is_file() and path not in unused(out) and not any(path.match(pattern) for pattern in stage.not_compared):
             data = path.read_bytes()
             if path.suffix == ".json":
                 data = json.dumps({k: v for k, v in json.loads(data).items() if k not in VOLATILE}, sort_keys=True).encode()
@@ -191,6 +190,15 @@ def wanted(stage: Stage, words: list[str]) -> bool:
     return not words or any(word in stage.name for word in words)
 
 
+def unused(out: Path) -> list[Path]:
+    """Files in an artefact that nothing reads: half-written ones, which are hidden, and an index that `index.json` does not name."""
+    found = list(out.rglob(".*"))
+    if (out / INDEX).exists():
+        named = json.loads((out / INDEX).read_text(encoding="utf-8"))["file_name"]
+        found += [path for path in out.glob("index-*.faiss") if path.name != named]
+    return found
+
+
 def left_over(folder: Path, out: Path) -> list[str]:
-    """What lies beside the artefact, or half-written in it."""
-    return sorted(str(path.relative_to(folder)) for path in [*folder.iterdir(), *out.rglob(".*")] if path != out)
+    """What lies beside the artefact, or unused in it."""
+    return sorted(str(path.relative_to(folder)) for path in [*folder.iterdir(), *unused(out)] if path != out)
