@@ -209,9 +209,13 @@ def verify_size(folder: Path, manifest: Manifest, name: str) -> None:
 
 
 def verify_content(folder: Path, manifest: Manifest, name: str) -> None:
-    """Raise ArtefactError when the checksum of a listed file differs; reads all of it."""
+    """Raise ArtefactError when the checksum of a listed file differs, or it cannot be read; reads all of it."""
     path = Path(folder) / name
-    if sha256_of(path) != manifest.files[name].sha256:
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions and the disk") from error
+    if found != manifest.files[name].sha256:
         remedy = f"restore the file or rebuild with '{_REBUILD[manifest.kind]}'"
         raise ArtefactError(f"{path} is damaged: its checksum differs from the manifest's", remedy=remedy)
 

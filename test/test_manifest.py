@@ -82,6 +82,15 @@ def test_a_truncated_file_is_found(artefact: Path):
         verify_files(artefact, read_manifest(artefact, "gallery"))
 
 
+def test_a_file_that_may_not_be_read_is_one_clear_line(artefact: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("asymvpr_core.manifest.sha256_of", refuse)  # root may read everything
+    with pytest.raises(ArtefactError, match=r"data\.bin cannot be read: Permission denied; check its permissions"):
+        verify_files(artefact, read_manifest(artefact, "gallery"))
+
+
 def test_a_missing_file_is_named(artefact: Path):
     (artefact / "images" / "0.jpg").unlink()
     with pytest.raises(ArtefactError, match=r"images/0\.jpg is missing"):

@@ -245,7 +245,11 @@ def open_index(gallery: Gallery) -> GalleryIndex:
             raise ArtefactError(f"{path} is missing", remedy=_REMEDY)
         if path.stat().st_size != manifest.file.bytes:
             raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{manifest.file.bytes}", remedy=_REMEDY)
-        if sha256_of(path) != manifest.file.sha256:
+        try:
+            found = sha256_of(path)
+        except OSError as error:
+            raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions and the disk") from error
+        if found != manifest.file.sha256:
             raise ArtefactError(f"{path} is damaged: its checksum differs from that in {INDEX}", remedy=_REMEDY)
         index = read_index(path)
         if (index.ntotal, index.d) != gallery.descriptors.shape:
