@@ -14,7 +14,6 @@ from typing import Any
 import cv2
 import numpy as np
 from killing import finish, make_pictures, start
-from safetensors.torch import save_file
 from torch import nn
 
 from asymvpr_core.config import (
@@ -39,7 +38,7 @@ from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import GalleryNetworkIdentity, new_folder, read_manifest, verify_files, write_manifest
 from asymvpr_core.memory.store import StoredBank, build_bank
 from asymvpr_core.networks.loading import random_network
-from asymvpr_core.networks.query import QueryNetwork
+from asymvpr_core.networks.query import QueryNetwork, save_tensors
 from asymvpr_core.networks.registry import network_spec, register
 from asymvpr_core.networks.spec import NetworkSpec, WeightsSource, squashed
 from asymvpr_core.retrieval.building import index_gallery
@@ -127,7 +126,7 @@ def make_stages(folder: Path, precisions: list[str]) -> list[Stage]:
         make_run(run, gallery)
 
     register(NetworkSpec(NETWORK, "gallery", "made up", build_network, 32, squashed(64), WeightsSource("made up")))
-    save_file(random_network(network_spec(NETWORK), seed=0).state_dict(), weights)
+    save_tensors(random_network(network_spec(NETWORK), seed=0).state_dict(), weights)
     finish(start(prepare))
     session = make_session()
     identity = GalleryNetworkIdentity(name=NETWORK, weights_sha256="0" * 64, preprocess={}, projection_sha256=None, dimension=192)
