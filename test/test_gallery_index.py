@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -167,6 +168,21 @@ def test_a_second_build_is_refused_at_once_and_harms_nothing(gallery, monkeypatc
     with pytest.raises(ArtefactError, match="index.json cannot be written: Permission denied; .*the index before stays valid"):
         index_gallery(gallery, IndexSettings(kind="sq8"))
     assert (gallery / INDEX).read_bytes() == before
+
+
+def test_a_disk_that_is_full_at_the_last_step_leaves_the_index_before_and_nothing_else(gallery, monkeypatch):
+    before = index_gallery(gallery, IndexSettings(kind="sq8", queries=10))
+    names = sorted(path.name for path in gallery.iterdir())
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for kind in ("rabitq", "sq8"):
+        with monkeypatch.context() as patched, pytest.raises(ArtefactError, match="index.json cannot be written: No space left on device"):
+            patched.setattr("asymvpr_core.retrieval.gallery_index.write_text_atomically", full)
+            index_gallery(gallery, IndexSettings(kind=kind, queries=10))
+        assert sorted(path.name for path in gallery.iterdir()) == names
+    assert open_index(Gallery.open(gallery)).kind == before.kind == "sq8"
 
 
 def test_newer_and_foreign_indexes_are_refused(gallery, tmp_path):

@@ -161,7 +161,7 @@ def save_index(
     Raises:
         RetrievalError, ArtefactError: the folder cannot be written.
     """
-    name, entry = None, None
+    name, entry, is_new = None, None, False
     try:
         if index is not None:
             temporary = folder / f".index-{os.getpid()}.partial"
@@ -171,6 +171,7 @@ def save_index(
                     os.fsync(file.fileno())
                 entry = FileEntry(bytes=temporary.stat().st_size, sha256=sha256_of(temporary))
                 name = f"index-{entry.sha256[:12]}.faiss"
+                is_new = not (folder / name).exists()
                 os.replace(temporary, folder / name)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -181,7 +182,12 @@ def save_index(
             settings=settings or {}, trials=trials or [], note=note,
         )  # fmt: skip
         manifest.index_sha256 = _digest(manifest)
-        write_text_atomically(folder / INDEX, manifest.model_dump_json(indent=2) + "\n")
+        try:
+            write_text_atomically(folder / INDEX, manifest.model_dump_json(indent=2) + "\n")
+        except OSError:
+            if name is not None and is_new:
+                (folder / name).unlink()  # nothing names it
+            raise
         for old in [*folder.glob("index-*.faiss"), *folder.glob(".index-*.partial")]:
             if old.name != name:
                 old.unlink()  # a process that searches it keeps it open
