@@ -97,6 +97,7 @@ def test_a_signal_stops_the_replay_with_exit_code_0(graph, bag, tmp_path):
         (["{bag}", "--topics", "/scan"], 1, f"/scan is not in bag .*{IMAGE} (sensor_msgs/msg/CompressedImage)"),
         (["{bag}", "--wait-for", "/scan"], 1, "/scan is waited for but not played"),
         (["{bag}", "--wait-for", IMAGE, "--wait-timeout-s", "0"], 1, f"nobody subscribes to {IMAGE} after 0 s"),
+        (["{bag}", "--wait-for", "/clock", IMAGE, IMAGE, "--wait-timeout-s", "0"], 1, f"nobody subscribes to /clock, {IMAGE} after 0 s"),
         (["{bag}", "--rate", "0"], 2, "must be greater than 0"),
         (["{bag}", "--rate", "fast"], 2, "'fast' is no number"),
         ([], 2, "the following arguments are required: bag"),
