@@ -246,7 +246,8 @@ def test_evidence_is_bounded_grows_with_the_score_and_does_not_depend_on_the_sca
 
 def test_a_likelihood_can_be_given():
     ring = Ring()
-    m = Matcher(ring, build_index(ring.descriptors), MatcherSettings(sequence="bayes", exclude_time_s=0.0, min_posterior=0.95, min_observations=1.0),
+    settings = MatcherSettings(sequence="bayes", exclude_time_s=0.0, min_posterior=0.95, min_observations=1.0)
+    m = Matcher(ring, build_index(ring.descriptors), settings,
                 likelihood=lambda scores, reference: np.where(scores > 0.8, 9.0, -9.0))  # fmt: skip
     assert m.match(ring.descriptors[60], QueryFrame(10_000 * S)).accepted  # one frame suffices such a likelihood
 
