@@ -155,7 +155,7 @@ def test_a_robot_that_comes_to_a_twin_from_nowhere_waits_longer_than_the_twin_la
 
 def test_the_match_is_looked_for_in_the_middle_of_the_place():
     ring, rng = Ring(), np.random.default_rng(6)
-    m = matcher(ring)
+    m = matcher(ring, score_threshold=0.4)
     drive(m, ring, steps(45.0, 70.0))
     # Resembles the right keyframe, and one seven metres ahead still more: within the agreement radius, but not where the robot is.
     both = 0.6 * ring.seen_at(70.0, rng) + 0.8 * ring.seen_at(77.0, rng)
