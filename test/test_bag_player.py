@@ -70,6 +70,17 @@ def test_replays_every_message_in_order_with_the_clock_ahead_of_the_stamps(graph
     assert set(stamps(images)) <= set(ticks)
 
 
+def test_two_subscribers_of_one_topic_are_waited_for(graph, bag, tmp_path):
+    first = graph.listen(Odometry, ODOM)
+    twice = [str(bag), "--rate", "2", "--wait-for", ODOM, ODOM]
+    player = RosProcess("bag_player", [*twice, "--wait-timeout-s", "4"], tmp_path / "log")
+    assert player.wait() == 1 and f"1 of 2 subscribe to {ODOM} after 4 s" in player.log and first == []
+    second = graph.listen(Odometry, ODOM)
+    with RosProcess("bag_player", twice, tmp_path / "log2") as player:
+        graph.wait_until(lambda: len(first) == len(second) == N_FRAMES, "all messages at both")
+        assert player.wait() == 0
+
+
 def test_topics_are_selected_and_remapped(graph, bag, tmp_path):
     images, odometry, clock = graph.listen(CompressedImage, "/front/jpeg"), graph.listen(Odometry, ODOM), graph.listen(Clock, "/clock")
     arguments = [str(bag), "--topics", IMAGE, "--rate", "20", "--clock-hz", "0", "--start-s", "0.25", "--duration-s", "0.5"]
