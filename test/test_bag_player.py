@@ -61,6 +61,8 @@ def test_replays_every_message_in_order_with_the_clock_ahead_of_the_stamps(graph
     with RosProcess("bag_player", [str(bag), "--rate", "4", "--wait-for", IMAGE, ODOM, "/clock"], tmp_path / "log") as player:
         graph.wait_until(lambda: len(images) == N_FRAMES and len(odometry) == N_FRAMES, "all messages")
         assert player.wait() == 0
+        last_ns = START_NS + (N_FRAMES - 1) * STEP_NS
+        graph.wait_until(lambda: clock and stamp_ns(clock[-1].clock) >= last_ns, "the last tick")
         assert f"played to the end: {2 * N_FRAMES} messages" in player.log
     assert stamps(images) == stamps(odometry) == [START_NS + i * STEP_NS for i in range(N_FRAMES)]
     assert [bytes(message.data) for message in images] == [frame(i) for i in range(N_FRAMES)]
@@ -75,7 +77,8 @@ def test_two_subscribers_of_one_topic_are_waited_for(graph, bag, tmp_path):
     twice = [str(bag), "--rate", "2", "--wait-for", ODOM, ODOM]
     player = RosProcess("bag_player", [*twice, "--wait-timeout-s", "4"], tmp_path / "log")
     assert player.wait() == 1 and f"1 of 2 subscribe to {ODOM} after 4 s" in player.log and first == []
-    second = graph.listen(Odometry, ODOM)
+    second: list[Odometry] = []
+    graph.node.create_subscription(Odometry, ODOM, second.append, N_FRAMES)
     with RosProcess("bag_player", twice, tmp_path / "log2") as player:
         graph.wait_until(lambda: len(first) == len(second) == N_FRAMES, "all messages at both")
         assert player.wait() == 0
