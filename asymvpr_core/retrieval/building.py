@@ -33,7 +33,7 @@ def index_gallery(
         raise ArtefactError(f"the manifest of gallery {gallery_path} does not list {DESCRIPTORS}", remedy="rebuild the gallery")
     chosen = choose_index(gallery.descriptors, settings, every_kind=every_kind, progress=progress)
     return save_index(
-        gallery.path, chosen.index.kind, chosen.stored, chosen.index.parameters, settings.refine,
+        gallery.path, chosen.index.kind, chosen.stored, chosen.index.parameters, chosen.index.refine,
         descriptors=gallery.descriptors, descriptors_sha256=gallery.manifest.files[DESCRIPTORS].sha256,
         pair_id=gallery.manifest.gallery_network.pair_id, settings=settings.model_dump(mode="json"), trials=chosen.trials, note=chosen.note,
     )  # fmt: skip

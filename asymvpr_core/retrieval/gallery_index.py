@@ -24,7 +24,7 @@ from asymvpr_core.retrieval.index import read_index, search_with_ties, view_inde
 from asymvpr_core.retrieval.recipes import RECIPES, Parameters, compose, set_parameters
 
 INDEX = "index.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: trials have a bound of their recall
 _REMEDY = "build it anew with 'asymvpr index build'"
 
 
@@ -39,6 +39,7 @@ class Trial(BaseModel):
     milliseconds: float  # median of one query
     recall_at_1: float
     recall_at_k: float
+    recall_at_k_bound: float | None = None  # one-sided 95 % bound over the queries; None: measured by an earlier version
     build_seconds: float
 
 
