@@ -24,7 +24,7 @@ EXACT_BYTES = 64 << 20
 _HIGH_DIMENSION = 1024  # above, codes of all dimensions cost more than a projection
 _MANY_ROWS, _VERY_MANY_ROWS = 20_000, 200_000
 _TIMED_QUERIES = 30
-_MEGABYTE = 1_000_000
+MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def preferred_kinds(rows: int, dimension: int, itemsize: int, memory_bytes: floa
     thousands of keyframes its scan of all codes costs more than a graph, and with hundreds of thousands
     the graph's links cost more than product codes. At few dimensions product codes from the start.
     """
-    if rows * dimension * itemsize <= min(EXACT_BYTES, memory_bytes):
+    if rows * dimension * itemsize <= min(EXACT_BYTES, memory_bytes):  # as `exact_suffices`
         return ["exact"]
     order: list[IndexKind]
     if dimension <= _HIGH_DIMENSION:
@@ -60,6 +60,11 @@ def preferred_kinds(rows: int, dimension: int, itemsize: int, memory_bytes: floa
     everything: list[IndexKind] = [*order, "exact"]
     fitting = [kind for kind in everything if _needed_bytes(kind, rows, dimension, itemsize, refine, memory_bytes) <= memory_bytes]
     return [kind for kind in fitting if _applicable(kind, rows, dimension)]
+
+
+def exact_suffices(descriptors: np.ndarray, settings: IndexSettings) -> bool:
+    """Whether a scan of all descriptors is quick enough and fits the memory, so that no other kind is tried."""
+    return descriptors.nbytes <= min(EXACT_BYTES, settings.memory_mb * MEGABYTE)
 
 
 def _needed_bytes(kind: IndexKind, rows: int, dimension: int, itemsize: int, refine: str, memory_bytes: float) -> int:
@@ -106,8 +111,8 @@ def choose_index(descriptors: np.ndarray, settings: IndexSettings, *, every_kind
         return ChosenIndex(GalleryIndex("exact", None, descriptors, {}, "descriptors"), None, [], "no keyframes")
     kinds = _kinds(rows, dimension, itemsize, settings, every_kind)
     if kinds == ["exact"] and not every_kind and settings.kind == "auto":
-        size = rows * dimension * itemsize / _MEGABYTE
-        note = f"exact search of all {size:.1f} MB" + ("" if size * _MEGABYTE <= EXACT_BYTES else ", because no other kind can be used")
+        size = rows * dimension * itemsize / MEGABYTE
+        note = f"exact search of all {size:.1f} MB" + ("" if size * MEGABYTE <= EXACT_BYTES else ", because no other kind can be used")
         return ChosenIndex(GalleryIndex("exact", None, descriptors, {}, "descriptors"), None, [], note)
     queries = made_up_queries(descriptors, settings.queries, settings.seed)
     _, truth = search_exactly(descriptors, queries, settings.k, threads=settings.threads)
@@ -135,23 +140,23 @@ def choose_index(descriptors: np.ndarray, settings: IndexSettings, *, every_kind
 
 def _kinds(rows: int, dimension: int, itemsize: int, settings: IndexSettings, every_kind: bool) -> list[IndexKind]:
     """The kinds to build. Raises RetrievalError where none fits."""
-    memory = settings.memory_mb * _MEGABYTE
+    memory = settings.memory_mb * MEGABYTE
     needed = {kind: _needed_bytes(kind, rows, dimension, itemsize, settings.refine, memory) for kind in RECIPES}
     usable = {kind: size for kind, size in needed.items() if _applicable(kind, rows, dimension)}
     fitting = sorted((kind for kind, size in usable.items() if size <= memory), key=lambda kind: usable[kind])
     if settings.kind != "auto":
         check_applicable(settings.kind, rows, dimension)
         if needed[settings.kind] > memory:
-            rest = ", ".join(f"{kind} ({usable[kind] / _MEGABYTE:.1f} MB)" for kind in fitting) or "none of the others"
+            rest = ", ".join(f"{kind} ({usable[kind] / MEGABYTE:.1f} MB)" for kind in fitting) or "none of the others"
             raise RetrievalError(
-                f"an index of kind {settings.kind} of {rows} x {dimension} needs {needed[settings.kind] / _MEGABYTE:.1f} MB",
+                f"an index of kind {settings.kind} of {rows} x {dimension} needs {needed[settings.kind] / MEGABYTE:.1f} MB",
                 expected=f"at most memory_mb, {settings.memory_mb:g} MB", remedy=f"raise --memory-mb, or take what fits: {rest}",
             )  # fmt: skip
         return [settings.kind]
     if not fitting:
         least = min(usable, key=lambda kind: usable[kind])
         raise RetrievalError(
-            f"the smallest index of {rows} x {dimension}, of kind {least}, needs {usable[least] / _MEGABYTE:.1f} MB",
+            f"the smallest index of {rows} x {dimension}, of kind {least}, needs {usable[least] / MEGABYTE:.1f} MB",
             expected=f"at most memory_mb, {settings.memory_mb:g} MB",
             remedy="raise --memory-mb, or make a smaller gallery with 'asymvpr gallery project'",
         )
@@ -170,10 +175,10 @@ def _measure_kind(
     measured = measure_ladder(kind, stored, descriptors, settings, queries, truth, build_seconds=time.perf_counter() - begin)
     trials += measured
     memory = measured[0].memory_bytes
-    fits = memory <= settings.memory_mb * _MEGABYTE  # what was built decides, the prediction only saves the time
+    fits = memory <= settings.memory_mb * MEGABYTE  # what was built decides, the prediction only saves the time
     if not fits and settings.kind == kind:
         raise RetrievalError(
-            f"the index of kind {kind} came out at {memory / _MEGABYTE:.1f} MB", expected=f"at most memory_mb, {settings.memory_mb:g} MB",
+            f"the index of kind {kind} came out at {memory / MEGABYTE:.1f} MB", expected=f"at most memory_mb, {settings.memory_mb:g} MB",
             remedy="raise --memory-mb",
         )  # fmt: skip
     return (measured[-1] if fits and reaches(measured[-1], settings) else None), stored
@@ -221,7 +226,7 @@ def _lower_bound(shares: np.ndarray) -> float:
 def _resolved(kind: IndexKind, descriptors: np.ndarray, settings: IndexSettings) -> IndexSettings:
     """The settings with `refine` as it is for this kind."""
     rows, dimension = descriptors.shape
-    refine = refinement(kind, settings.refine, rows, dimension, settings.memory_mb * _MEGABYTE)
+    refine = refinement(kind, settings.refine, rows, dimension, settings.memory_mb * MEGABYTE)
     return settings.model_copy(update={"refine": refine})
 
 
