@@ -13,6 +13,20 @@ from asymvpr_core.errors import RetrievalError
 _CHUNK = 65536  # rows converted to float32 at a time: descriptors may be a memory map larger than memory
 _SLACK = 8  # rows beyond k: more of them with one and the same score are rare
 _REMEDY = "build it anew with 'asymvpr index build'"
+_NEEDED = ("IndexRaBitQ", "MaybeOwnedVectorUInt8", "IO_FLAG_MMAP_IFC")  # came with FAISS 1.11
+
+
+def check_faiss(module: Any) -> None:
+    """Raise RetrievalError where the installed FAISS is too old: distributions ship versions without what is used here."""
+    missing = [name for name in _NEEDED if not hasattr(module, name)]
+    if missing:
+        raise RetrievalError(
+            f"FAISS {getattr(module, '__version__', 'of unknown version')} is installed, which lacks {', '.join(missing)}",
+            expected="1.11 or newer", remedy="pip install --upgrade 'faiss-cpu>=1.11'",
+        )  # fmt: skip
+
+
+check_faiss(faiss)
 
 
 class SearchIndex(Protocol):
