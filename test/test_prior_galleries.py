@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from descriptor_gallery import make_gallery, unit_rows
-from tiny_artefacts import SECOND_NS, make_identity, make_model, make_picture, make_street, revisit
+from test_cli import run
+from tiny_artefacts import SECOND_NS, encode_jpeg, make_identity, make_model, make_picture, make_street, revisit
+from tiny_artefacts import make_gallery as make_pictured
 
 from asymvpr_core import verification
 from asymvpr_core.config import IndexSettings, MatcherSettings, NodeSettings, SessionSettings
+from asymvpr_core.datasets.bag_writer import BagWriter
 from asymvpr_core.errors import ArtefactError, RetrievalError
 from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
 from asymvpr_core.retrieval.building import index_gallery
@@ -18,7 +23,7 @@ from asymvpr_core.retrieval.gallery_index import open_index
 from asymvpr_core.retrieval.joint import JointGallery, PriorCondition
 from asymvpr_core.retrieval.matcher import Matcher
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
-from asymvpr_core.types import QueryFrame
+from asymvpr_core.types import Pose, QueryFrame
 
 OFF = MatcherSettings(sequence="off", score_threshold=0.8)
 LATER = 10_000 * SECOND_NS
@@ -89,7 +94,7 @@ def test_the_node_s_galleries_are_those_of_both_parameters():
 
 
 def test_a_search_that_falls_back_to_the_exact_one_is_counted(tmp_path):
-    """Three inverted lists are read, and asked for more rows than they hold: the missing ones are searched for exactly, and that is said."""
+    """The lists that are read hold fewer rows than are asked for: the rest is searched for exactly, and that is said."""
     rows = unit_rows(800, 16)
     gallery = Gallery.open(make_gallery(tmp_path / "map", rows, np.zeros(800, int)))
     index_gallery(gallery.path, IndexSettings(kind="ivfpq", recall=0.1, queries=10))
@@ -114,6 +119,32 @@ def test_the_check_behind_the_work_is_said(tmp_path, monkeypatch):
     damaged.verification._thread.join(30)
     condition = PriorCondition.of(damaged, index)
     assert condition.verification.startswith("damaged: ") and "descriptors.npy" in condition.damage and "rebuild with" in condition.damage
+
+
+def test_evaluate_bag_of_two_halves_is_that_of_the_whole(town, tmp_path):
+    """A run past eight places, twice at the wrong one, against a street in one gallery and in two."""
+    with BagWriter(tmp_path / "live") as bag:
+        for i, seed in enumerate([0, 1, 2, 9, 4, 5, 6, 1]):
+            stamp_ns = LATER + i * SECOND_NS
+            bag.write_compressed_image("/camera/image/compressed", stamp_ns, "camera", encode_jpeg(revisit(make_picture(seed), i)))
+            bag.write_pose("/pose", stamp_ns, Pose.from_xy_yaw(2.0 * i, 0.3, 0.0))
+    poses = [Pose.from_xy_yaw(2.0 * i, 0.0, 0.0) for i in range(12)]
+    pictures = [make_picture(seed) for seed in range(12)]
+    whole = make_pictured(tmp_path / "whole", pictures, poses)
+    halves = [make_pictured(tmp_path / "west", pictures[:5], poses[:5]), make_pictured(tmp_path / "east", pictures[5:], poses[5:])]
+    arguments = ["evaluate", "bag", tmp_path / "live", "--model", town["model"], "--ground-truth", "/pose", "--radius-m", "1"]
+    arguments += ["--sequence", "off", "--score-threshold", "0.8"]
+    written = {}
+    for name, galleries in (("one", [whole]), ("two", halves)):
+        code, _, stderr = run(*arguments, *(word for path in galleries for word in ("--gallery", path)), "--out", tmp_path / name)
+        assert code == 0, stderr
+        written[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+    assert (written["one"]["n_true"], written["one"]["n_false"]) == (6, 2)
+    for key in ("n_frames", "n_true", "n_false", "n_missed", "average_precision", "max_f1", "recall_at_k", "position_error_m"):
+        assert written["one"][key] == written["two"][key], key
+    assert written["two"]["gallery"]["path"] == f"{halves[0]} + {halves[1]}" and written["two"]["gallery"]["n_keyframes"] == 12
+    with open(tmp_path / "two" / "matches.csv", newline="") as file:
+        assert [row["keyframe_index"] for row in csv.DictReader(file)] == ["0", "1", "2", "9", "4", "5", "6", "1"]
 
 
 @pytest.mark.slow
