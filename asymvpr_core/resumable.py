@@ -27,6 +27,7 @@ from asymvpr_core.manifest import (
 )
 
 _FINGERPRINT, _LOCK, _STAGING, _REPLACED = "fingerprint.json", "lock", "staging", "replaced"
+_BOOKKEEPING = {_FINGERPRINT, f".{_FINGERPRINT}.partial", _LOCK, _REPLACED, f".{_REPLACED}.partial"}
 
 
 def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
@@ -94,11 +95,21 @@ def clear_replaced(out: Path) -> None:
         with open(work / _LOCK, "w") as lock:
             _lock(lock.fileno(), work)
             if marker.read_text(encoding="utf-8") == sha256_of(Path(out) / MANIFEST_NAME):
-                shutil.rmtree(work)
+                _remove(work)
             else:
                 marker.unlink()
     except OSError as error:
         raise unwritable(work, error) from error
+
+
+def _remove(work: Path) -> None:
+    """Remove a work folder, what says whose it is last, so that a kill in the middle does not leave remains of nobody."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in _BOOKKEEPING:
+            path.unlink()
+    shutil.rmtree(work)
 
 
 def _work_of(out: Path) -> Path:
@@ -126,7 +137,7 @@ def _run(
                     shutil.rmtree(work)
                 raise
             finish(work, staging)
-            shutil.rmtree(work)
+            _remove(work)
     except OSError as error:
         raise unwritable(out, error) from error
     return out
@@ -174,4 +185,4 @@ def _check_fingerprint(work: Path, mine: dict[str, Any]) -> None:
 def _holds_pieces(work: Path) -> bool:
     """Whether a second run could use anything of the work folder: its own bookkeeping and the staging folder are no work."""
     paths = [path for entry in work.iterdir() if entry.name != _STAGING for path in (entry, *entry.rglob("*"))]
-    return any(path.is_file() and path.name not in (_FINGERPRINT, f".{_FINGERPRINT}.partial", _LOCK, _REPLACED) for path in paths)
+    return any(path.is_file() and path.name not in _BOOKKEEPING for path in paths)
