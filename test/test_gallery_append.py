@@ -228,8 +228,9 @@ def two_galleries(tmp_path: Path, rows: np.ndarray, count: int) -> tuple[Gallery
     return Gallery.open(before), make_gallery(tmp_path / "after", rows, np.zeros(len(rows), int))
 
 
-@pytest.mark.parametrize("refine", ["descriptors", "sq8"])
-@pytest.mark.parametrize("kind", [kind for kind in RECIPES if kind != "exact"])
+@pytest.mark.parametrize(
+    ("kind", "refine"), [*((kind, "descriptors") for kind in RECIPES if kind != "exact"), ("rabitq", "sq8"), ("hnsw", "sq8")]
+)
 def test_every_kind_is_extended_without_training(tmp_path, kind, refine):
     rows = clustered(1000, 32, dtype=np.float16)
     before, after = two_galleries(tmp_path, rows, 800)

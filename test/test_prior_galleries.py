@@ -168,7 +168,7 @@ def test_the_live_node_matches_against_several_and_says_which(town, tmp_path):
         client = graph.node.create_client(Trigger, "/place_recognition/load_gallery")
         graph.wait_until(client.service_is_ready, "the service")
 
-        def load(*paths: Path) -> Trigger.Response:
+        def load(*paths: Path | str) -> Trigger.Response:
             (result,) = node.set_parameters([Parameter("gallery_paths", value=[str(path) for path in paths])])
             assert result.successful, result.reason
             answer = client.call_async(Trigger.Request())
@@ -177,7 +177,7 @@ def test_the_live_node_matches_against_several_and_says_which(town, tmp_path):
 
         refused = load(town["south"], town["cellar"])
         assert not refused.success and "'cellar'" in refused.message and len(node._pipeline.recogniser.gallery) == 12
-        loaded = load(Path(""))
+        loaded = load("")
         assert loaded.success and "6 keyframes" in loaded.message
         assert len(node._pipeline.recogniser.gallery) == 6
 

@@ -6,7 +6,6 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +28,13 @@ from asymvpr_core.retrieval.gallery_index import locked_gallery
 from asymvpr_core.types import ImageRecord
 
 
-@dataclass(frozen=True)
 class _NewImages:
-    """The images of a dataset that a gallery does not hold yet; satisfies `Dataset`."""
+    """The images of a dataset that a gallery does not hold yet, in their order; satisfies `Dataset`."""
 
-    source: Dataset
-    indices: list[int]
-
-    @property
-    def root(self) -> Path:
-        return self.source.root
-
-    @property
-    def layout(self) -> str:
-        return self.source.layout
-
-    @property
-    def map_frame(self) -> str:
-        return self.source.map_frame
-
-    @property
-    def records(self) -> list[ImageRecord]:
-        return [self.source.records[index] for index in self.indices]
+    def __init__(self, source: Dataset, indices: list[int]):
+        self.source, self.indices = source, indices
+        self.root, self.layout, self.map_frame = source.root, source.layout, source.map_frame
+        self.records: list[ImageRecord] = [source.records[index] for index in indices]
 
     def read_encoded(self, indices: list[int]) -> Iterator[tuple[int, bytes]]:
         found = self.source.read_encoded([self.indices[index] for index in indices])

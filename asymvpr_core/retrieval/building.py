@@ -95,7 +95,9 @@ def extend_index(before: Gallery, gallery_path: Path, *, progress: Progress = si
             )
         note = f"{old.kind}: recall@{settings.k} {best.recall_at_k:.3f} on {settings.queries} made-up queries"
         note += f"; extended by {added} keyframes, without training"
-        first = preferred_kinds(*descriptors.shape, descriptors.dtype.itemsize, settings.memory_mb * MEGABYTE, "auto")[:1]
+        first = preferred_kinds(len(gallery), int(descriptors.shape[1]), descriptors.dtype.itemsize, settings.memory_mb * MEGABYTE, "auto")[
+            :1
+        ]
         if settings.kind == "auto" and first and first[0] != old.kind:
             note += f"; 'asymvpr index build' would try {first[0]} first at this size"
     return save_index(
