@@ -238,7 +238,7 @@ def run(options: argparse.Namespace, galleries: Sequence[Path], model: Path, fol
 
 def _end(processes: Sequence[multiprocessing.Process]) -> None:
     for process in processes:
-        process.terminate()
+        process.kill()  # SIGTERM would meet the handler that rclpy installed before the fork
     for process in processes:
         process.join()
 
