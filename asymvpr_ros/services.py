@@ -113,7 +113,7 @@ class Services:
         if pipeline is None:
             return _answer(response, _NOT_CONFIGURED, "")
         if not settings.node.prior_paths:
-            return _answer(response, "neither 'gallery_path' nor 'gallery_paths' is set; set them to the folders to load", "")
+            return _answer(response, "parameter 'gallery_path' is not set; set it, or 'gallery_paths', to the folders to load", "")
         opened = self._jobs.submit(open_recogniser, settings)
         await _Done(opened)
         if opened.cancelled() or opened.exception() is not None or self._pipeline() is not pipeline:
