@@ -287,11 +287,16 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 def finish_folder(staging: Path, final: Path) -> None:
     """Flush a complete staging folder to disk and give it its final name, atomically."""
+    flush_folder(staging)
+    os.rename(staging, final)
+
+
+def flush_folder(staging: Path) -> None:
+    """Flush all files below a folder to disk."""
     for path in staging.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-    os.rename(staging, final)
 
 
 def refuse_undecodable(path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The work folder of a stage that can be killed and continued: `<out>.partial`, one process at a time."""
+"""The work folder of a stage that can be killed and continued: `<out>.partial`, one process at a time.
+
+`build_resumably` makes a new artefact, `replace_resumably` puts another in the place of a finished one.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from asymvpr_core.errors import ArtefactError
-from asymvpr_core.manifest import finish_folder, refuse_existing, unwritable, write_atomically, write_text_atomically
+from asymvpr_core.folder_exchange import check_exchange, exchange_folders
+from asymvpr_core.manifest import (
+    MANIFEST_NAME,
+    finish_folder,
+    flush_folder,
+    refuse_existing,
+    sha256_of,
+    unwritable,
+    write_atomically,
+    write_text_atomically,
+)
 
-_FINGERPRINT, _LOCK, _STAGING = "fingerprint.json", "lock", "staging"
+_FINGERPRINT, _LOCK, _STAGING, _REPLACED = "fingerprint.json", "lock", "staging", "replaced"
+_BOOKKEEPING = {_FINGERPRINT, f".{_FINGERPRINT}.partial", _LOCK, _REPLACED, f".{_REPLACED}.partial"}
 
 
 def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
@@ -33,7 +47,79 @@ def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Pat
     """
     out = Path(out)
     refuse_existing(out)
-    work = out.with_name(out.name + ".partial")
+
+    def finish(work: Path, staging: Path) -> None:
+        if out.is_dir():
+            out.rmdir()  # an empty folder that the user made
+        finish_folder(staging, out)
+
+    return _run(out, fingerprint, build, finish)
+
+
+def replace_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
+    """As `build_resumably`, for an artefact `out` that exists: the staging folder takes its place in one step; returns `out`.
+
+    Whoever opens `out` finds the old artefact or the new one, at every moment. What a process has open of the old
+    one stays readable to it.
+
+    Raises:
+        ArtefactError: as `build_resumably`; or the file system cannot exchange two folders, which is told before the work.
+    """
+    out = Path(out)
+    clear_replaced(out)
+
+    def checked(work: Path, staging: Path) -> None:
+        check_exchange(work, out)
+        build(work, staging)
+
+    def finish(work: Path, staging: Path) -> None:
+        flush_folder(staging)
+        # By this a later run knows, after a kill, that the staging folder holds what was replaced.
+        write_text_atomically(work / _REPLACED, sha256_of(staging / MANIFEST_NAME))
+        exchange_folders(staging, out)
+
+    return _run(out, fingerprint, checked, finish)
+
+
+def clear_replaced(out: Path) -> None:
+    """Remove the work folder of a `replace_resumably` that was killed after the artefact had been replaced.
+
+    Raises:
+        ArtefactError: another process works there, or it cannot be removed.
+    """
+    work = _work_of(Path(out))
+    marker = work / _REPLACED
+    try:
+        if not marker.is_file():
+            return
+        with open(work / _LOCK, "w") as lock:
+            _lock(lock.fileno(), work)
+            if marker.read_text(encoding="utf-8") == sha256_of(Path(out) / MANIFEST_NAME):
+                _remove(work)
+            else:
+                marker.unlink()
+    except OSError as error:
+        raise unwritable(work, error) from error
+
+
+def _remove(work: Path) -> None:
+    """Remove a work folder, what says whose it is last, so that a kill in the middle does not leave remains of nobody."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in _BOOKKEEPING:
+            path.unlink()
+    shutil.rmtree(work)
+
+
+def _work_of(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _run(
+    out: Path, fingerprint: dict[str, Any], build: Callable[[Path, Path], None], finish: Callable[[Path, Path], None]
+) -> Path:  # fmt: skip
+    work = _work_of(out)
     staging = work / _STAGING
     try:
         if work.exists() and not (work / _FINGERPRINT).exists() and _holds_pieces(work):
@@ -50,10 +136,8 @@ def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Pat
                 if not _holds_pieces(work):
                     shutil.rmtree(work)
                 raise
-            if out.is_dir():
-                out.rmdir()  # an empty folder that the user made
-            finish_folder(staging, out)
-            shutil.rmtree(work)
+            finish(work, staging)
+            _remove(work)
     except OSError as error:
         raise unwritable(out, error) from error
     return out
@@ -101,4 +185,4 @@ def _check_fingerprint(work: Path, mine: dict[str, Any]) -> None:
 def _holds_pieces(work: Path) -> bool:
     """Whether a second run could use anything of the work folder: its own bookkeeping and the staging folder are no work."""
     paths = [path for entry in work.iterdir() if entry.name != _STAGING for path in (entry, *entry.rglob("*"))]
-    return any(path.is_file() and path.name not in (_FINGERPRINT, f".{_FINGERPRINT}.partial", _LOCK) for path in paths)
+    return any(path.is_file() and path.name not in _BOOKKEEPING for path in paths)

@@ -22,7 +22,7 @@ GROUPS: tuple[type[Settings], ...] = (NodeSettings, MatcherSettings, SessionSett
 # What may change while the node is configured; all else is read once, when it configures.
 _LIVE_IN_NODE = {"max_rate_hz", "max_image_age_s", "max_odom_gap_s", "cooldown_s", "relocalisation_distance_m", "relocalisation_yaw_deg"}
 # May change as well, and is read when its service is called.
-ON_CALL = {"gallery_path": "~/load_gallery", "session_path": "~/save_session"}
+ON_CALL = {"gallery_path": "~/load_gallery", "gallery_paths": "~/load_gallery", "session_path": "~/save_session"}
 LIVE = (
     frozenset(MatcherSettings.model_fields)
     | (frozenset(SessionSettings.model_fields) - {"session_gallery"})
@@ -121,7 +121,7 @@ def descriptor_of(name: str, field: FieldInfo) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(name=name, type=kind.value, description=field.description or "")
     constraints = [] if name in LIVE else ["read when the node configures"]
     if name in ON_CALL:
-        constraints.append(f"read by {ON_CALL[name]}" + (" and when the node configures" if name == "gallery_path" else ""))
+        constraints.append(f"read by {ON_CALL[name]}" + (" and when the node configures" if name.startswith("gallery") else ""))
     if choices := choices_of(field):
         constraints.append(("each " if kind is Parameter.Type.STRING_ARRAY else "") + "one of: " + ", ".join(choices))
     low, high = None, None

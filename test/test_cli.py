@@ -367,7 +367,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, street: Path) -> Callable[[BaseExce
         def fail(path: Path) -> None:
             raise error
 
-        monkeypatch.setattr(gallery_commands, "_print_summary", fail)
+        monkeypatch.setattr(gallery_commands, "print_summary", fail)
         return ["gallery", "info", street]
 
     return prepare

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -127,6 +128,10 @@ class NodeSettings(Settings):
     """Parameters of the place-recognition node; the matcher's and the runtime's are declared beside them."""
 
     gallery_path: str = Field("", description="folder of the prior gallery; empty: none, and only the session's own keyframes are matched")
+    gallery_paths: tuple[str, ...] = Field(
+        ("",),
+        description="folders of more prior galleries in the same map frame, searched as one with gallery_path; empty: none",
+    )
     model_path: str = Field("", description="folder of the exported query model")
     session_path: str = Field("", description="folder that ~/save_session writes the session gallery to")
     map_frame: str = Field("", description="frame of the published poses; empty: the gallery's own")
@@ -148,6 +153,11 @@ class NodeSettings(Settings):
     )
     publish_tf: bool = Field(False, description="publish the transform from map to odom; needs tf2_msgs")
     autostart: bool = Field(True, description="configure and activate without a lifecycle manager")
+
+    @property
+    def prior_paths(self) -> list[Path]:
+        """The prior galleries: that of `gallery_path`, then those of `gallery_paths`."""
+        return [Path(path) for path in (self.gallery_path, *self.gallery_paths) if path]
 
     @field_validator("map_frame", "base_frame")
     @classmethod

@@ -10,8 +10,8 @@ import numpy as np
 from asymvpr_core.config import MatcherSettings
 from asymvpr_core.evaluation.encoded_run import EncodedRun
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall
-from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.image_decoding import decode_image
+from asymvpr_core.retrieval.joint import PriorGallery
 from asymvpr_core.retrieval.matcher import Matcher, Verifier
 from asymvpr_core.types import Match, QueryFrame
 
@@ -56,7 +56,7 @@ class Decisions:
 
 
 def decide(
-    run: EncodedRun, gallery: Gallery, index: object, settings: MatcherSettings, judge: Judge, verifier: Verifier | None = None
+    run: EncodedRun, gallery: PriorGallery, index: object, settings: MatcherSettings, judge: Judge, verifier: Verifier | None = None
 ) -> Decisions:
     """Run the matcher over the whole run, with its threshold at one quantile of the best scores after another.
 

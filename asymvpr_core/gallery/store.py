@@ -31,6 +31,15 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
+class GalleryPart:
+    """A source whose images are the keyframes of a gallery from `first_keyframe` to the next part."""
+
+    first_keyframe: int
+    source: str  # absolute path of the folder or bag
+    images_in_gallery: bool
+
+
+@dataclass(frozen=True)
 class Gallery:
     """A verified gallery, open for reading.
 
@@ -83,7 +92,18 @@ class Gallery:
             )
         if not details["images_in_gallery"] and not isinstance(inputs.get("source"), str):
             raise ArtefactError(f"the manifest of gallery {path} does not name its source", remedy="rebuild with 'asymvpr gallery build'")
-        return Gallery(path, manifest, descriptors, keyframes, verification)
+        gallery = Gallery(path, manifest, descriptors, keyframes, verification)
+        try:
+            starts = [part.first_keyframe for part in gallery.parts]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(
+                f"the manifest of gallery {path} does not say what was appended to it", remedy="rebuild with 'asymvpr gallery build'"
+            ) from error
+        if starts != sorted(starts) or starts[-1] > len(keyframes):
+            raise ArtefactError(
+                f"the manifest of gallery {path} names parts that start at {starts}", expected=f"ascending, up to {len(keyframes)}"
+            )
+        return gallery
 
     def __len__(self) -> int:
         return len(self.keyframes)
@@ -112,10 +132,29 @@ class Gallery:
         """(N, 3) float64, metres in the map frame; NaN where a keyframe has no pose."""
         return np.array([k.pose.position if k.pose else (np.nan,) * 3 for k in self.keyframes], dtype=np.float64).reshape(-1, 3)
 
+    @cached_property
+    def parts(self) -> tuple[GalleryPart, ...]:
+        """What the keyframes came from, in their order: the source that the gallery was built from, then those that were appended."""
+        details, inputs = self.manifest.details, self.manifest.inputs
+        first = {"source": inputs.get("source", ""), "images_in_gallery": details["images_in_gallery"], "first_keyframe": 0}
+        return tuple(
+            GalleryPart(int(part["first_keyframe"]), str(part["source"]), bool(part["images_in_gallery"]))
+            for part in [first, *inputs.get("appended", [])]
+        )
+
+    def part_of(self, index: int) -> GalleryPart:
+        """The part that keyframe `index` belongs to."""
+        return next(part for part in reversed(self.parts) if part.first_keyframe <= index)
+
     def image_path(self, index: int) -> Path:
         """Path of the picture of keyframe `index`: in the gallery for bags, in the source folder otherwise."""
-        root = self.path / IMAGES if self.manifest.details["images_in_gallery"] else Path(self.manifest.inputs["source"])
-        return root / self.keyframes[index].name
+        part = self.part_of(index)
+        return (self.path / IMAGES if part.images_in_gallery else Path(part.source)) / self.keyframes[index].name
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether pictures of some keyframes lie in the gallery's folder."""
+        return any(part.images_in_gallery for part in self.parts)
 
     @property
     def has_thumbnails(self) -> bool:

@@ -46,10 +46,15 @@ def check_origin(manifest: Manifest, path: Path, gallery: AnyGallery, command: s
         ArtefactError: naming both, and as what makes the right one `command` with the galleries behind it.
     """
     if manifest.inputs.get("gallery_digest") != gallery_digest(gallery):
-        paths = [one.path for one in galleries_of(gallery)]
+        paths, before = [one.path for one in galleries_of(gallery)], origin_paths(manifest)
+        same = [one.resolve() for one in paths] == [one.resolve() for one in before]
         raise ArtefactError(
-            f"{path} was computed from gallery {named(origin_paths(manifest))}, "
-            f"whose descriptors or keyframes are not those of {named(paths)}",
+            f"{path} was computed from gallery {named(before)}"
+            + (
+                " as it was before; its descriptors or keyframes have changed since"
+                if same
+                else f", whose descriptors or keyframes are not those of {named(paths)}"
+            ),
             remedy=f"make it anew with '{' '.join([command, *map(str, paths)])}'",
         )
 

@@ -231,6 +231,8 @@ def mismatch(calibration: Calibration, gallery: Gallery, model_path: Path, model
     """Why a calibration does not belong to this gallery and model, as a clause; None where it does."""
     ours, theirs = gallery_key(gallery), calibration.gallery
     if ours["digest"] != theirs.get("digest"):
+        if ours["path"] == theirs.get("path"):
+            return f"the calibration of gallery {gallery.path} is older than its descriptors or keyframes, which have changed since"
         return f"the calibration in {gallery.path} is of gallery {theirs.get('path')}, whose descriptors or keyframes are others"
     if model_key(model_path, model)["sha256"] != calibration.model.get("sha256"):
         return f"the calibration of gallery {gallery.path} is of query model {calibration.model.get('path')}, not of {model_path}"

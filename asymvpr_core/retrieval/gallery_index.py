@@ -19,12 +19,12 @@ from asymvpr_core import __version__
 from asymvpr_core.config import IndexKind
 from asymvpr_core.errors import ArtefactError, RetrievalError
 from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
-from asymvpr_core.manifest import FileEntry, digest_of, sha256_of, unwritable, write_text_atomically
-from asymvpr_core.retrieval.index import read_index, search_with_ties, view_index, write_index
+from asymvpr_core.manifest import FileEntry, digest_of, read_manifest, sha256_of, unwritable, write_text_atomically
+from asymvpr_core.retrieval.index import in_order, read_index, search_with_ties, view_index, write_index
 from asymvpr_core.retrieval.recipes import RECIPES, Parameters, compose, set_parameters
 
 INDEX = "index.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: trials have a bound of their recall
 _REMEDY = "build it anew with 'asymvpr index build'"
 
 
@@ -39,6 +39,7 @@ class Trial(BaseModel):
     milliseconds: float  # median of one query
     recall_at_1: float
     recall_at_k: float
+    recall_at_k_bound: float | None = None  # one-sided 95 % bound over the queries; None: measured by an earlier version
     build_seconds: float
 
 
@@ -120,8 +121,7 @@ class GalleryIndex:
         if missing.any():
             self.answered_exactly += int(missing.sum())
             scores[missing], indices[missing] = search_with_ties(view_index(self._descriptors), queries[missing], k)
-        order = np.lexsort((indices, -scores))
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)
+        return in_order(scores, indices, k)
 
 
 def save_index(
@@ -135,7 +135,8 @@ def save_index(
     """
     name, entry = None, None
     try:
-        with _locked(folder):
+        with locked_gallery(folder):
+            _check_unchanged(folder, descriptors_sha256)
             if index is not None:
                 temporary = folder / f".index-{os.getpid()}.partial"
                 try:
@@ -211,24 +212,38 @@ def open_index(gallery: Gallery) -> GalleryIndex:
     check = None if gallery.verification is None else gallery.verification.raise_if_damaged
     if manifest is None:
         return GalleryIndex("exact", None, gallery.descriptors, {}, "descriptors", check)
-    index = None
-    if manifest.file is not None and manifest.file_name is not None:
-        path = gallery.path / manifest.file_name
-        if not path.is_file():
-            raise ArtefactError(f"{path} is missing", remedy=_REMEDY)
-        if path.stat().st_size != manifest.file.bytes:
-            raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{manifest.file.bytes}", remedy=_REMEDY)
-        if sha256_of(path) != manifest.file.sha256:
-            raise ArtefactError(f"{path} is damaged: its checksum differs from that in {INDEX}", remedy=_REMEDY)
-        index = read_index(path)
-        if (index.ntotal, index.d) != gallery.descriptors.shape:
-            raise RetrievalError(
-                f"{path} holds {index.ntotal} descriptors of {index.d}-D",
-                expected=f"{len(gallery)} of {gallery.descriptors.shape[1]}-D as in gallery {gallery.path}", remedy=_REMEDY,
-            )  # fmt: skip
+    index = read_index_file(gallery, manifest)
     return GalleryIndex(
         manifest.kind, index, gallery.descriptors, manifest.parameters, manifest.refine, check, int(manifest.settings.get("k", 10))
     )
+
+
+def read_index_file(gallery: Gallery, manifest: IndexManifest, *, mapped: bool = True) -> Any:
+    """The FAISS index in the file that `manifest` names, after its checksum was tested; None for kind exact, which has no file.
+
+    Args:
+        mapped: through a memory map, for searching; otherwise in memory, where it can be extended.
+
+    Raises:
+        ArtefactError: missing or damaged.
+        RetrievalError: FAISS cannot read it, or it holds another number of descriptors, or of another dimension.
+    """
+    if manifest.file is None or manifest.file_name is None:
+        return None
+    path = gallery.path / manifest.file_name
+    if not path.is_file():
+        raise ArtefactError(f"{path} is missing", remedy=_REMEDY)
+    if path.stat().st_size != manifest.file.bytes:
+        raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{manifest.file.bytes}", remedy=_REMEDY)
+    if sha256_of(path) != manifest.file.sha256:
+        raise ArtefactError(f"{path} is damaged: its checksum differs from that in {INDEX}", remedy=_REMEDY)
+    index = read_index(path, mapped=mapped)
+    if (index.ntotal, index.d) != gallery.descriptors.shape:
+        raise RetrievalError(
+            f"{path} holds {index.ntotal} descriptors of {index.d}-D",
+            expected=f"{len(gallery)} of {gallery.descriptors.shape[1]}-D as in gallery {gallery.path}", remedy=_REMEDY,
+        )  # fmt: skip
+    return index
 
 
 def _digest(manifest: IndexManifest) -> str:
@@ -236,14 +251,24 @@ def _digest(manifest: IndexManifest) -> str:
     return digest_of(content)
 
 
+def _check_unchanged(folder: Path, descriptors_sha256: str) -> None:
+    """Raise ArtefactError where the gallery got other descriptors while its index was made."""
+    if read_manifest(folder, "gallery").files[DESCRIPTORS].sha256 != descriptors_sha256:
+        raise ArtefactError(f"the descriptors of gallery {folder} have changed while its index was built", remedy=_REMEDY)
+
+
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other writers out. The folder itself is locked, so that no lock file stays in a finished gallery."""
+def locked_gallery(folder: Path) -> Iterator[None]:
+    """Keep other writers out. The folder itself is locked, so that no lock file stays in a finished gallery.
+
+    Raises:
+        ArtefactError: another process writes there.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise ArtefactError(f"another process is writing an index of gallery {folder}", remedy="wait for it") from error
+        raise ArtefactError(f"another process is writing to gallery {folder}", remedy="wait for it") from error
     finally:
         os.close(descriptor)

@@ -13,6 +13,20 @@ from asymvpr_core.errors import RetrievalError
 _CHUNK = 65536  # rows converted to float32 at a time: descriptors may be a memory map larger than memory
 _SLACK = 8  # rows beyond k: more of them with one and the same score are rare
 _REMEDY = "build it anew with 'asymvpr index build'"
+_NEEDED = ("IndexRaBitQ", "MaybeOwnedVectorUInt8", "IO_FLAG_MMAP_IFC")  # came with FAISS 1.11
+
+
+def check_faiss(module: Any) -> None:
+    """Raise RetrievalError where the installed FAISS is too old: distributions ship versions without what is used here."""
+    missing = [name for name in _NEEDED if not hasattr(module, name)]
+    if missing:
+        raise RetrievalError(
+            f"FAISS {getattr(module, '__version__', 'of unknown version')} is installed, which lacks {', '.join(missing)}",
+            expected="1.11 or newer", remedy="pip install --upgrade 'faiss-cpu>=1.11'",
+        )  # fmt: skip
+
+
+check_faiss(faiss)
 
 
 class SearchIndex(Protocol):
@@ -80,6 +94,13 @@ def search_with_ties(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarra
     while asked < index.ntotal and (scores[:, -1] == scores[:, k - 1]).any():
         asked = min(int(index.ntotal), 4 * asked)
         scores, indices = index.search(queries, asked)
+    return in_order(scores, indices, k)
+
+
+def in_order(scores: np.ndarray, indices: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first k columns of (Q, >= k) scores and indices, scores descending, of equal ones the smaller index first."""
+    if (scores[:, :-1] > scores[:, 1:]).all():  # as FAISS nearly always gives them: sorting would cost more than small searches do
+        return scores[:, :k], indices[:, :k]
     order = np.lexsort((indices, -scores))[:, :k]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
@@ -157,8 +178,8 @@ def write_index(index: faiss.Index, path: Path) -> None:
         raise RetrievalError(f"index {path} cannot be written", remedy="free space or give another --out") from error
 
 
-def read_index(path: Path) -> faiss.Index:
-    """Open what `write_index` wrote, its vectors and graphs through a memory map.
+def read_index(path: Path, *, mapped: bool = True) -> faiss.Index:
+    """Open what `write_index` wrote, its vectors and graphs through a memory map, or in memory, where vectors can be added.
 
     Raises:
         RetrievalError: missing, truncated or damaged, or not an inner-product index.
@@ -166,7 +187,7 @@ def read_index(path: Path) -> faiss.Index:
     if not Path(path).is_file():
         raise RetrievalError(f"index {path} is missing", remedy=_REMEDY)
     try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
     except (RuntimeError, MemoryError) as error:
         raise RetrievalError(f"index {path} is damaged", remedy=_REMEDY) from error
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
