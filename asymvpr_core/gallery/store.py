@@ -16,9 +16,10 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
+from asymvpr_core.arrays import open_array
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.image_decoding import read_image
-from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, verify_files
+from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, refuse_outside, verify_files
 from asymvpr_core.types import IDENTITY_QUATERNION, Keyframe, Pose
 from asymvpr_core.verification import Verification, verify_behind
 
@@ -64,16 +65,18 @@ class Gallery:
             verification = verify_behind(path, manifest, [DESCRIPTORS, KEYFRAMES])
         else:
             verify_files(path, manifest, [DESCRIPTORS, KEYFRAMES] if verify else [])
-        try:
-            descriptors = np.load(path / DESCRIPTORS, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
-            raise ArtefactError(f"{path / DESCRIPTORS} cannot be read: {error}", remedy="rebuild with 'asymvpr gallery build'") from error
+        descriptors = open_array(path / DESCRIPTORS, "rebuild with 'asymvpr gallery build'")
         keyframes = read_keyframes(path / KEYFRAMES)
         shape = (len(keyframes), manifest.gallery_network.dimension)
         if descriptors.shape != shape:
             raise ArtefactError(
                 f"{path / DESCRIPTORS} has shape {descriptors.shape}", expected=f"{shape} by keyframes and manifest",
                 remedy="rebuild with 'asymvpr gallery build'",
+            )  # fmt: skip
+        if descriptors.dtype not in (np.float16, np.float32) or not descriptors.flags.c_contiguous:
+            raise ArtefactError(
+                f"{path / DESCRIPTORS} is of type {descriptors.dtype}{'' if descriptors.flags.c_contiguous else ', column by column'}",
+                expected="float16 or float32, row by row", remedy="rebuild with 'asymvpr gallery build'",
             )  # fmt: skip
         details, inputs = manifest.details, manifest.inputs
         if not (isinstance(details.get("map_frame"), str) and isinstance(details.get("images_in_gallery"), bool)):
@@ -133,8 +136,16 @@ class Gallery:
         return decode_thumbnail((self.path / name).read_bytes(), str(self.path / name))
 
     def read_image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB picture of keyframe `index`. Raises ImageError when it cannot be read."""
-        return read_image(self.image_path(index))
+        """(H, W, 3) uint8 RGB picture of keyframe `index`.
+
+        Raises:
+            ImageError: it cannot be read.
+            ArtefactError: it belongs to the gallery and is a link that leaves its folder.
+        """
+        path = self.image_path(index)
+        if self.manifest.details["images_in_gallery"]:
+            refuse_outside(self.path, path)
+        return read_image(path)
 
 
 def thumbnail_name(index: int) -> str:
