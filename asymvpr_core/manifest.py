@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from asymvpr_core import __version__
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.json_files import read_json
+from asymvpr_core.manifest_fields import KnownFields
 
 MANIFEST_NAME = "manifest.json"
 
@@ -171,6 +172,7 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
         raise ArtefactError(f"{path} is damaged: its content differs from its own checksum", remedy=remedy)
     try:
         manifest = Manifest.model_validate(raw)
+        KnownFields.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

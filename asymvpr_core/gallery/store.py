@@ -8,15 +8,17 @@ where geometric verification was asked for.
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 
 from asymvpr_core.arrays import open_array
+from asymvpr_core.datasets.image_files import stays_inside
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.image_decoding import read_image
 from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, refuse_outside, verify_files
@@ -195,7 +197,8 @@ def read_keyframes(path: Path) -> list[Keyframe]:
     """Read what `write_keyframes` wrote.
 
     Raises:
-        ArtefactError: another header, a field that is no number, or a name that leaves the folder.
+        ArtefactError: another header, a field that is no finite number, a pose that is no rigid transform, or a name that
+            leaves the folder.
     """
     keyframes = []
     try:
@@ -214,19 +217,36 @@ def read_keyframes(path: Path) -> list[Keyframe]:
 
 
 def _keyframe(row: dict[str, str]) -> Keyframe:
-    name = PurePosixPath(row["name"])
-    if name.is_absolute() or ".." in name.parts:
-        raise ValueError(f"image name '{name}' leaves its folder")
+    if not stays_inside(row["name"]):
+        raise ValueError(f"image name {row['name']!a} leaves its folder")
     pose = None
     if row["x"]:
+        position = (float(row["x"]), float(row["y"]), float(row["z"]))
         quaternion = tuple(float(row[c]) for c in ("qx", "qy", "qz", "qw")) if row["qw"] else IDENTITY_QUATERNION
-        pose = Pose((float(row["x"]), float(row["y"]), float(row["z"])), quaternion)  # type: ignore[arg-type]
+        # Both are false for NaN.
+        if not (math.isfinite(sum(position)) and 0.9**2 <= sum(v * v for v in quaternion) <= 1.1**2):
+            raise ValueError(f"position {position} and quaternion {quaternion} are no rigid transform")
+        pose = Pose(position, quaternion)  # type: ignore[arg-type]
     return Keyframe(
         name=row["name"],
         pose=pose,
-        heading_deg=float(row["heading_deg"]) if row["heading_deg"] else None,
-        stamp_ns=int(row["stamp_ns"]) if row["stamp_ns"] else None,
+        heading_deg=_finite(row["heading_deg"]) if row["heading_deg"] else None,
+        stamp_ns=_whole(row["stamp_ns"]) if row["stamp_ns"] else None,
         camera=row["camera"],
-        lat_lon_deg=(float(row["lat"]), float(row["lon"])) if row["lat"] else None,
-        place_id=int(row["place_id"]) if row["place_id"] else None,
+        lat_lon_deg=(_finite(row["lat"]), _finite(row["lon"])) if row["lat"] else None,
+        place_id=_whole(row["place_id"]) if row["place_id"] else None,
     )
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"'{text}' is not finite")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if abs(value) >= 2**63:
+        raise ValueError(f"'{text}' does not fit into 64 bits")
+    return value

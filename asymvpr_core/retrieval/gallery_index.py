@@ -13,10 +13,10 @@ from typing import Any
 
 import faiss
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from asymvpr_core import __version__
-from asymvpr_core.config import IndexKind
+from asymvpr_core.config import IndexKind, IndexSettings
 from asymvpr_core.errors import ArtefactError, RetrievalError
 from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
 from asymvpr_core.json_files import read_json
@@ -64,6 +64,12 @@ class IndexManifest(BaseModel):
     trials: list[Trial] = []
     note: str = ""
     index_sha256: str | None = None
+
+    @field_validator("settings")
+    @classmethod
+    def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        IndexSettings.model_validate({name: settings[name] for name in ("k", "recall") if name in settings})  # those that are read
+        return settings
 
 
 class GalleryIndex:
