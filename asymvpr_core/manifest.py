@@ -154,7 +154,11 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
     refuse_undecodable(folder)
     path = folder / MANIFEST_NAME
     remedy = f"build it with '{_REBUILD[kind]}'"
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a null byte
+        raise ArtefactError(f"the path {str(folder)[:200]!a} cannot be read: {error}", remedy="correct the path") from error
+    if not is_folder:
         raise ArtefactError(f"there is no {kind} folder {folder}", remedy=remedy)
     try:
         refuse_outside(folder, path)

@@ -10,6 +10,7 @@ from typing import Any
 
 from rosbags.rosbag2 import Reader
 
+from asymvpr_core.datasets.bag_limits import check_chunks, check_sqlite_schema, limit_decompression
 from asymvpr_core.datasets.bag_storage import check_sqlite_path, standard_types
 from asymvpr_core.errors import BagError
 
@@ -62,8 +63,10 @@ class Bag:
         path = Path(path)
         try:
             _check_is_bag(path)
+            limit_decompression()
             reader = Reader(path)
             reader.open()
+            check_chunks(path, getattr(reader.storage, "storages", [reader.storage]))
         except BagError:
             raise
         except Exception as error:  # rosbags lets errors of SQLite, YAML, zstd and struct through; they share no base
@@ -184,6 +187,8 @@ def _check_is_bag(path: Path) -> None:
         )
     if path.suffix == ".db3" or (path.is_dir() and any(path.glob("*.db3"))):
         check_sqlite_path(path.absolute(), "sqlite3")
+        for file in [path] if path.is_file() else sorted(path.glob("*.db3")):
+            check_sqlite_schema(file)
 
 
 def _storage_files(folder: Path) -> list[Path]:

@@ -19,15 +19,15 @@ import numpy as np
 
 from asymvpr_core.arrays import open_array
 from asymvpr_core.datasets.image_files import stays_inside
-from asymvpr_core.errors import ArtefactError
-from asymvpr_core.image_decoding import read_image
+from asymvpr_core.errors import ArtefactError, ImageError
+from asymvpr_core.image_decoding import decode_grey_jpeg, read_image
 from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, refuse_outside, verify_files
 from asymvpr_core.types import IDENTITY_QUATERNION, Keyframe, Pose
 from asymvpr_core.verification import Verification, verify_behind
 
 DESCRIPTORS, KEYFRAMES, PROJECTION, IMAGES = "descriptors.npy", "keyframes.csv", "projection.npz", "images"
 THUMBNAILS = "thumbnails"
-_THUMBNAIL_QUALITY = 80
+_THUMBNAIL_QUALITY, _THUMBNAIL_MAX_SIDE = 80, 4096
 COLUMNS = (
     "index", "name", "camera", "stamp_ns", "x", "y", "z", "qx", "qy", "qz", "qw", "heading_deg", "lat", "lon", "place_id",
 )  # fmt: skip
@@ -168,10 +168,10 @@ def encode_thumbnail(image: np.ndarray, side_px: int) -> bytes:
 
 def decode_thumbnail(data: bytes, name: str) -> np.ndarray:
     """(H, W) uint8 of what `encode_thumbnail` wrote. Raises ArtefactError where it cannot be decoded."""
-    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if grey is None:
-        raise ArtefactError(f"thumbnail {name} cannot be decoded", remedy="rebuild with 'asymvpr gallery build --thumbnails'")
-    return grey
+    try:
+        return decode_grey_jpeg(data, name, _THUMBNAIL_MAX_SIDE)
+    except ImageError as error:
+        raise ArtefactError(f"thumbnail {error.found}", remedy="rebuild with 'asymvpr gallery build --thumbnails'") from error
 
 
 def _reopen(path: Path) -> Gallery:

@@ -27,7 +27,7 @@ def origin(gallery: AnyGallery) -> dict[str, Any]:
 def origin_paths(manifest: Manifest) -> list[Path]:
     """The galleries that an artefact was computed from, as `origin` wrote them down; none where nothing is written."""
     several = manifest.inputs.get("galleries")
-    if several is not None:
+    if several:
         return [Path(one["path"]) for one in several]
     return [Path(manifest.inputs["gallery"])] if "gallery" in manifest.inputs else []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -157,6 +159,25 @@ def write_index(index: faiss.Index, path: Path) -> None:
         raise RetrievalError(f"index {path} cannot be written", remedy="free space or give another --out") from error
 
 
+@contextmanager
+def _no_more_than(file_bytes: int) -> Iterator[None]:
+    """Keep FAISS from allocating more for any list of an index than its file holds: it would fill what a header declares with zeros.
+
+    FAISS has these limits since 1.14, for the process; before that, only the checksum stands between the file and memory.
+    """
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
+        yield
+        return
+    previous = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+    faiss.set_deserialization_vector_byte_limit(max(file_bytes, 1))
+    faiss.set_deserialization_loop_limit(max(file_bytes, 1))
+    try:
+        yield
+    finally:
+        faiss.set_deserialization_vector_byte_limit(previous[0])
+        faiss.set_deserialization_loop_limit(previous[1])
+
+
 def read_index(path: Path) -> faiss.Index:
     """Open what `write_index` wrote, its vectors and graphs through a memory map.
 
@@ -166,7 +187,8 @@ def read_index(path: Path) -> faiss.Index:
     if not Path(path).is_file():
         raise RetrievalError(f"index {path} is missing", remedy=_REMEDY)
     try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        with _no_more_than(Path(path).stat().st_size):
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except (RuntimeError, MemoryError) as error:
         raise RetrievalError(f"index {path} is damaged", remedy=_REMEDY) from error
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
