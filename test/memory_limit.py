@@ -33,7 +33,7 @@ def refusal_within(megabytes: int, imports: str, call: str) -> str:
 
     Both are held to it: the address space, which the system then denies, and the memory that was touched.
     """
-    peak = 'next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) << 10'
+    peak = 'next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) << 10'
     code = _BEGIN.format(imports=f"{imports}\nBEGIN = {peak}", megabytes=megabytes, call=call, begin="BEGIN")
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'test'}", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)

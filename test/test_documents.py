@@ -281,7 +281,11 @@ def test_every_local_link_leads_somewhere(document: Path):
 
 
 def test_tests_that_documents_name_exist():
-    there = set(re.findall(r"^def (test_\w+)\(", "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "test").glob("test_*.py")), re.M))
+    there = set(
+        re.findall(
+            r"^def (test_\w+)\(", "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "test").glob("test_*.py")), re.M
+        )
+    )
     files = {path.name for path in (REPOSITORY / "test").glob("*.py")}
     named = {span for span in spans() if span.startswith("test_")}
     assert len(named) > 30

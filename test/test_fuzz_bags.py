@@ -65,7 +65,9 @@ def change(data: bytes, places: list[tuple[int, int]], cut: int | None) -> bytes
 
 @pytest.mark.parametrize("storage", STORAGES)
 @given(places=changes, cut=st.one_of(st.none(), st.none(), st.integers(0, 2**31)), alone=st.booleans())
-def test_any_bytes_in_the_storage(bags: dict[str, Path], spoilt: Path, storage: str, places: list[tuple[int, int]], cut: int | None, alone: bool):
+def test_any_bytes_in_the_storage(
+    bags: dict[str, Path], spoilt: Path, storage: str, places: list[tuple[int, int]], cut: int | None, alone: bool
+):
     path = copy_of(bags[storage], spoilt)
     file = path / f"{storage}.{SUFFIX[storage]}"
     file.write_bytes(change(file.read_bytes(), places, cut))
@@ -101,7 +103,12 @@ def test_any_value_in_a_table(bags: dict[str, Path], spoilt: Path, cell: tuple[s
     read_or_refused(path)
 
 
-words = st.one_of(st.sampled_from(["", "~", "-1", "[]", "{}", "nan", "1e400", "2001-99-99", "!!binary x", "&a [*a]", "'", "99", "sqlite3", "zstd", "file"]), st.text(max_size=10))
+words = st.one_of(
+    st.sampled_from(
+        ["", "~", "-1", "[]", "{}", "nan", "1e400", "2001-99-99", "!!binary x", "&a [*a]", "'", "99", "sqlite3", "zstd", "file"]
+    ),
+    st.text(max_size=10),
+)
 
 
 @given(places=st.lists(st.tuples(st.integers(0, 2**31), words), min_size=1, max_size=3), drop=st.booleans())

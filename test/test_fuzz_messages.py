@@ -84,8 +84,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     folder = tmp_path_factory.mktemp("artefacts")
     rclpy.init()
     values = {
-        "gallery_path": str(make_street(folder / "gallery")), "model_path": str(make_model(folder / "model")), "camera_names": list(CAMERAS),
-        "session_gallery": True, "outputs": list(OUTPUTS), "base_frame": "base_link", "autostart": False,
+        "gallery_path": str(make_street(folder / "gallery")), "model_path": str(make_model(folder / "model")),
+        "camera_names": list(CAMERAS), "session_gallery": True, "outputs": list(OUTPUTS), "base_frame": "base_link", "autostart": False,
         "exclude_time_s": 0.0, "exclude_keyframes": 0, "exclude_distance_m": 0.0, "session_capacity": 50,
     }  # fmt: skip
     node = PlaceRecognitionNode(parameter_overrides=[Parameter(name, value=value) for name, value in values.items()])
@@ -237,5 +237,3 @@ def test_frames_that_wait_when_the_clock_jumps_are_counted(driver: Driver):
     release.append(True)
     task.result(timeout=DEADLINE_S)
     assert int(driver.settle()["frames_dropped"]) == dropped + 2
-
-

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import csv
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +71,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@given(content=st.one_of(tables(("image", "x", "y", "z", "qx", "qy", "qz", "qw", "stamp", "place_id")), tables(("image", "lat", "lon", "heading"))))
+@given(
+    content=st.one_of(
+        tables(("image", "x", "y", "z", "qx", "qy", "qz", "qw", "stamp", "place_id")), tables(("image", "lat", "lon", "heading"))
+    )
+)
 def test_a_dataset_csv(folder: Path, content: bytes):
     path = folder / "set.csv"
     path.write_bytes(content)
@@ -127,9 +131,13 @@ def test_a_folder_of_named_pictures(folder: Path, parts: list[str]):
 
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=10), st.sampled_from(ODD))
-trees = st.recursive(scalars, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)), max_leaves=6)
+trees = st.recursive(
+    scalars, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)), max_leaves=6
+)
 KEYS = sorted({key for section in SECTIONS.values() for key in section.model_fields})
-sections = st.dictionaries(st.sampled_from(sorted(SECTIONS)), st.one_of(st.dictionaries(st.sampled_from(KEYS), trees, max_size=3), trees), max_size=3)
+sections = st.dictionaries(
+    st.sampled_from(sorted(SECTIONS)), st.one_of(st.dictionaries(st.sampled_from(KEYS), trees, max_size=3), trees), max_size=3
+)
 
 
 @given(content=st.one_of(sections.map(lambda tree: yaml.safe_dump(tree, allow_unicode=True)), st.text(max_size=60)))

@@ -66,7 +66,11 @@ class Bag:
             limit_decompression()
             reader = Reader(path)
             reader.open()
-            check_chunks(path, getattr(reader.storage, "storages", [reader.storage]))
+            storages = getattr(reader.storage, "storages", [reader.storage])
+            check_chunks(path, storages)
+            for storage in storages:  # those that were unpacked for it
+                if storage.path.suffix == ".db3" and path not in (storage.path, *storage.path.parents):
+                    check_sqlite_schema(storage.path)
         except BagError:
             raise
         except Exception as error:  # rosbags lets errors of SQLite, YAML, zstd and struct through; they share no base

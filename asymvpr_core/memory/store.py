@@ -212,7 +212,7 @@ def _check_types(path: Path, bank: MemoryBank) -> None:
 def _check_numbering(path: Path, bank: MemoryBank) -> None:
     """Refuse places and factors whose numbers lead out of the arrays, or are not what they are counted as."""
     places = np.asarray(bank.places)
-    inside = places.size == 0 or (0 <= int(places.min()) and int(places.max()) < len(bank.counts))
+    inside = places.size == 0 or (int(places.min()) >= 0 and int(places.max()) < len(bank.counts))
     if not inside or not np.array_equal(np.bincount(places.astype(np.int64), minlength=len(bank.counts)), bank.counts):
         raise ArtefactError(f"{path / PLACES} does not number the places that {COUNTS} counts", remedy=_REMEDY)
     offsets = bank.factor_offsets

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +139,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> object:
+    _refuse_inflating(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, on strange files: the error says it in one line
@@ -164,6 +166,18 @@ def _read_torch(path: Path) -> object:
         raise NetworkError(
             f"weights file {path} is damaged or truncated", expected="a state dict saved by torch", remedy="get the file again"
         ) from error
+
+
+def _refuse_inflating(path: Path) -> None:
+    """Refuse an archive that would unpack to more than it is: torch.save compresses nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return  # the format before torch 1.6, or damaged: the reader says which
+    if unpacked > path.stat().st_size:
+        found = f"weights file {path} would unpack to {unpacked} bytes from {path.stat().st_size}"
+        raise NetworkError(found, expected="an archive without compression, as torch.save writes it", remedy="get the file again")
 
 
 def _type(tensor: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from asymvpr_core.errors import RetrievalError
 _CHUNK = 65536  # rows converted to float32 at a time: descriptors may be a memory map larger than memory
 _SLACK = 8  # rows beyond k: more of them with one and the same score are rare
 _REMEDY = "build it anew with 'asymvpr index build'"
+_LIMITS = threading.Lock()  # those of FAISS hold for the process, and galleries are opened beside frames
 
 
 class SearchIndex(Protocol):
@@ -46,7 +48,7 @@ def search(index: SearchIndex, queries: np.ndarray, k: int, threads: int = 1) ->
         threads: OpenMP threads of the search.
 
     Raises:
-        RetrievalError: empty index, k < 1, another dimension, or a query that is not finite.
+        RetrievalError: empty index, k < 1, another dimension, or a query or a gallery descriptor that is not finite.
     """
     count = int(index.ntotal)
     if count == 0:
@@ -67,9 +69,13 @@ def search(index: SearchIndex, queries: np.ndarray, k: int, threads: int = 1) ->
     previous = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
-        return index.search(queries, min(k, count))
+        scores, indices = index.search(queries, min(k, count))
     finally:
         faiss.omp_set_num_threads(previous)
+    # FAISS leaves out rows that compare with nothing, and -1 would be taken for the last keyframe.
+    if (indices < 0).any() or not np.isfinite(scores).all():
+        raise RetrievalError("the gallery holds descriptors that are not finite", remedy="rebuild with 'asymvpr gallery build'")
+    return scores, indices
 
 
 def search_with_ties(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,14 +174,15 @@ def _no_more_than(file_bytes: int) -> Iterator[None]:
     if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
         yield
         return
-    previous = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
-    faiss.set_deserialization_vector_byte_limit(max(file_bytes, 1))
-    faiss.set_deserialization_loop_limit(max(file_bytes, 1))
-    try:
-        yield
-    finally:
-        faiss.set_deserialization_vector_byte_limit(previous[0])
-        faiss.set_deserialization_loop_limit(previous[1])
+    with _LIMITS:
+        previous = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(max(file_bytes, 1))
+        faiss.set_deserialization_loop_limit(max(file_bytes, 1))
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(previous[0])
+            faiss.set_deserialization_loop_limit(previous[1])
 
 
 def read_index(path: Path) -> faiss.Index:
