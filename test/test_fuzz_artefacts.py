@@ -46,7 +46,7 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artefacts")
     make_street(folder / "gallery", 6)
     make_model(folder / "model", self_test=True)
-    make_described_gallery(folder / "described", unit_rows(40, 16), np.arange(40) // 4)
+    make_described_gallery(folder / "described", unit_rows(100, 16), np.arange(100) // 4)
     index_gallery(folder / "described", IndexSettings(kind="hnsw"))
     build_bank(folder / "described", BankSettings(rank=2), folder / "bank")
     build_neighbours(folder / "described", NeighbourSettings(k=3), folder / "neighbours")
@@ -75,7 +75,7 @@ def use_model(path: Path) -> None:
 def use_described(path: Path) -> None:
     index = open_index(Gallery.open(path / "described"))
     scores, indices = index.search(unit_rows(2, 16, seed=5), 3)
-    assert np.isfinite(scores).all() and (indices >= 0).all() and (indices < 40).all()
+    assert np.isfinite(scores).all() and (indices >= 0).all() and (indices < 100).all()
 
 
 def use_bank(path: Path) -> None:

@@ -221,7 +221,7 @@ def test_aliases_that_save_typing_are_read(tmp_path: Path):
 def test_yaml_tags_make_no_objects(tmp_path: Path):
     from asymvpr_core.config import EvaluationSettings
 
-    for tag in ("!!python/object/apply:os.system [touch ran]", "!!python/name:os.system", "!!python/object/new:type []"):
+    for tag in ("!!python/object/apply:os.system [touch ran]", "!!python/name:os.system x", "!!python/object/new:type []"):
         (tmp_path / "s.yaml").write_text(f"evaluation: {{k: {tag}}}")
         with pytest.raises(SettingsError, match=r"s\.yaml is not YAML: could not determine a constructor"):
             make_settings(EvaluationSettings, tmp_path / "s.yaml")
@@ -346,7 +346,7 @@ def test_a_bank_whose_numbers_lead_out_of_its_arrays_is_refused(tmp_path: Path, 
 
 
 def test_an_index_file_that_is_a_link_to_outside_is_refused(tmp_path: Path):
-    gallery = make_described_gallery(tmp_path / "gallery", unit_rows(40, 16), np.arange(40) // 4)
+    gallery = make_described_gallery(tmp_path / "gallery", unit_rows(100, 16), np.arange(100) // 4)
     index_gallery(gallery, IndexSettings(kind="hnsw"))
     (file,) = gallery.glob("index-*.faiss")
     file.rename(tmp_path / "secret")
@@ -356,7 +356,7 @@ def test_an_index_file_that_is_a_link_to_outside_is_refused(tmp_path: Path):
 
 
 def test_an_index_of_another_kind_than_its_manifest_says_is_refused(tmp_path: Path):
-    gallery = make_described_gallery(tmp_path / "gallery", unit_rows(40, 16), np.arange(40) // 4)
+    gallery = make_described_gallery(tmp_path / "gallery", unit_rows(100, 16), np.arange(100) // 4)
     index_gallery(gallery, IndexSettings(kind="hnsw"))
     (path,) = gallery.glob("index-*.faiss")
     faiss.write_index(faiss.index_factory(16, "Flat", faiss.METRIC_L2), str(path))
