@@ -105,6 +105,9 @@ def test_the_keyframes_of_a_gallery(folder: Path, content: bytes):
 
 
 @given(lines=st.one_of(st.lists(st.lists(values, min_size=7, max_size=9).map(" ".join), max_size=4).map("\n".join), st.text(max_size=60)))
+@example(lines="1e999999999 0 0 0 0 0 0 1")
+@example(lines="1e999999 0 0 0 0 0 0 1")
+@example(lines="sNaN 0 0 0 0 0 0 1")
 def test_a_tum_trajectory(folder: Path, lines: str):
     path = folder / "poses.tum"
     path.write_bytes(lines.encode(errors="surrogatepass"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from decimal import InvalidOperation
 from pathlib import Path, PurePosixPath
 
 from asymvpr_core.datasets.dataset import FileDataset
@@ -116,7 +115,7 @@ class CsvDataset(FileDataset):
             return None
         try:
             return parse_stamp(row["stamp"])
-        except (ValueError, OverflowError, InvalidOperation) as error:
+        except ValueError as error:
             raise DatasetError(f"{self.path}, line {line}: stamp is '{row['stamp']}'", expected="seconds, with decimals") from error
 
     def _place_id(self, line: int, row: dict[str, str]) -> int | None:
