@@ -2,6 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
+ROS ?= kilted
 OUT ?= demo_out
 PYTEST_ARGS ?=
 
@@ -13,7 +14,7 @@ ifneq ($(ROS_SOURCED),)
 else
   PYTHONS := python3 python3.12 python3.11 python3.13 python3.10
   ifeq ($(PLATFORM),Linux-x86_64)
-    ROS_WHEELS := -r requirements/ros-kilted.txt
+    ROS_WHEELS := -r requirements/ros-$(ROS).txt
   endif
 endif
 
@@ -28,7 +29,7 @@ SHELL := bash
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
 	@echo
-	@echo "  OUT=DIR for make demo, PYTEST_ARGS='...' for make test, PYTHON=python3.12 for make setup."
+	@echo "  OUT=DIR for make demo, PYTEST_ARGS='...' for make test, PYTHON=python3.12 or ROS=jazzy for a new make setup."
 
 setup: $(VENV)/.installed ## make .venv and install everything into it (once)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from machine import describe
 
+from asymvpr_core.bench.report import draw
 from asymvpr_core.bench.results import Aim, BenchmarkResult, Curves, Table, to_markdown
 
 
@@ -40,6 +41,12 @@ class Record:
         """Add a plot of (x, y) points for each name."""
         points = {name: [(float(a), float(b)) for a, b in values] for name, values in series.items()}
         self._result.curves.append(Curves(title=title, x=x, y=y, series=points, logarithmic=logarithmic))
+
+    def draw(self, folder: Path) -> None:
+        """Draw all curves into `folder`, as `<benchmark>_<title>.png`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for curves in self._result.curves:
+            draw(curves, folder / f"{self._result.name}_{curves.title.lower().replace(' ', '_')}.png")
 
     def values(self, **values: Any) -> None:
         """Keep raw values in the JSON file."""
