@@ -144,6 +144,9 @@ class Bag:
                 break
             except Exception as error:  # as in open()
                 raise _damaged(self.path, error) from error
+            if not isinstance(raw, bytes | bytearray | memoryview) or not isinstance(received_ns, int):
+                # SQLite keeps a value of any type in any column.
+                raise _damaged(self.path, TypeError(f"a record on {connection.topic} holds a {type(raw).__name__} as its message"))
             seen.add(connection.topic)
             yield BagMessage(connection.topic, connection.msgtype, received_ns, raw)
         if topics is not None and start_ns is None and stop_ns is None and (silent := set(topics) - seen):
