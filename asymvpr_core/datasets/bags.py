@@ -144,7 +144,7 @@ class Bag:
                 break
             except Exception as error:  # as in open()
                 raise _damaged(self.path, error) from error
-            if not isinstance(raw, bytes | bytearray | memoryview) or not isinstance(received_ns, int):
+            if not isinstance(raw, bytes | memoryview) or not isinstance(received_ns, int):
                 # SQLite keeps a value of any type in any column.
                 raise _damaged(self.path, TypeError(f"a record on {connection.topic} holds a {type(raw).__name__} as its message"))
             seen.add(connection.topic)
