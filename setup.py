@@ -58,7 +58,7 @@ EXTRAS = {
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 # By this name colcon finds out that the tests are pytest's.
-EXTRAS["test"] = ["pytest", "pytest-timeout", "scikit-learn"]
+EXTRAS["test"] = ["hypothesis", "pytest", "pytest-timeout", "scikit-learn"]
 
 setup(
     name=PACKAGE,

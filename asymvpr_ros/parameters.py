@@ -159,6 +159,8 @@ def _value(parameter: Parameter) -> Any:
 
 def _declare(node: Node, name: str, field: FieldInfo, given: Parameter | None) -> None:
     value = list(field.default) if isinstance(field.default, tuple) else field.default
+    if given is not None and given.type_ is Parameter.Type.NOT_SET:  # rclpy would declare it, and raise when it is read
+        raise SettingsError(f"parameter '{name}' is given without a value", remedy=f"give a {parameter_type(field).name.lower()}")
     is_off = given is not None and is_yaml_off(field, given.value)
     try:
         node.declare_parameter(name, "off" if is_off else value, descriptor_of(name, field), ignore_override=is_off)

@@ -78,6 +78,7 @@ def test_the_parameter_file_reaches_the_node_in_any_namespace(tmp_path, namespac
     ("given", "reason"),
     [
         ({"score_threshold": 3.0}, "'score_threshold'.*out of range"),
+        ({"score_threshold": None}, "'score_threshold' is given without a value; give a double"),
         ({"score_threshold": float("nan")}, "'score_threshold'.*nan"),
         ({"score_threshold": 1}, "expecting type 'DOUBLE'.*with a decimal point"),
         ({"top_k": 0}, "'top_k'.*out of range"),

@@ -18,7 +18,8 @@ from asymvpr_core.config import MatcherSettings, SessionSettings
 from asymvpr_core.deploy.runtime import MODEL
 from asymvpr_core.errors import ArtefactError, SettingsError
 from asymvpr_core.gallery.store import Gallery
-from asymvpr_core.manifest import Manifest, digest_of, unwritable, write_text_atomically
+from asymvpr_core.json_files import read_json
+from asymvpr_core.manifest import Manifest, digest_of, refuse_outside, unwritable, write_text_atomically
 
 CALIBRATION = "calibration.json"
 FORMAT_VERSION = 1
@@ -208,13 +209,10 @@ def read_calibration(gallery: Path) -> Calibration | None:
     path = Path(gallery) / CALIBRATION
     remedy = "make it anew with 'asymvpr calibrate', or remove it"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        refuse_outside(gallery, path)
+        raw = read_json(path, remedy)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from error
-    except ValueError as error:
-        raise ArtefactError(f"{path} is damaged: not JSON", remedy=remedy) from error
     if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
         raise ArtefactError(f"{path} has format version {raw['format_version']}", expected=f"at most {FORMAT_VERSION}", remedy=remedy)
     if not isinstance(raw, dict) or raw.get("sha256") != _digest(raw):

@@ -13,13 +13,14 @@ from typing import Any
 
 import faiss
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from asymvpr_core import __version__
-from asymvpr_core.config import IndexKind
+from asymvpr_core.config import IndexKind, IndexSettings
 from asymvpr_core.errors import ArtefactError, RetrievalError
 from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
-from asymvpr_core.manifest import FileEntry, digest_of, read_manifest, sha256_of, unwritable, write_text_atomically
+from asymvpr_core.json_files import read_json
+from asymvpr_core.manifest import FileEntry, digest_of, read_manifest, refuse_outside, sha256_of, unwritable, write_text_atomically
 from asymvpr_core.retrieval.index import in_order, read_index, search_with_ties, view_index, write_index
 from asymvpr_core.retrieval.recipes import RECIPES, Parameters, compose, set_parameters
 
@@ -64,6 +65,12 @@ class IndexManifest(BaseModel):
     trials: list[Trial] = []
     note: str = ""
     index_sha256: str | None = None
+
+    @field_validator("settings")
+    @classmethod
+    def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        IndexSettings.model_validate({name: settings[name] for name in ("k", "recall") if name in settings})  # those that are read
+        return settings
 
 
 class GalleryIndex:
@@ -172,7 +179,8 @@ def read_index_manifest(gallery: Gallery) -> IndexManifest | None:
     """
     path = gallery.path / INDEX
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        refuse_outside(gallery.path, path)
+        raw = read_json(path, _REMEDY)
         if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
             raise ArtefactError(
                 f"{path} has format version {raw['format_version']}", expected=f"at most {FORMAT_VERSION}",
@@ -183,12 +191,8 @@ def read_index_manifest(gallery: Gallery) -> IndexManifest | None:
         if not gallery.manifest.details.get("index"):
             return None
         raise ArtefactError(f"{path} is missing", remedy=_REMEDY) from error
-    except OSError as error:
-        raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from error
     except ValidationError as error:
         raise ArtefactError(f"{path} is damaged: {error.errors()[0]['msg'].lower()}", remedy=_REMEDY) from error
-    except ValueError as error:
-        raise ArtefactError(f"{path} is damaged: not JSON", remedy=_REMEDY) from error
     if manifest.index_sha256 != _digest(manifest) or (manifest.file is None) != (manifest.file_name is None):
         raise ArtefactError(f"{path} is damaged: its content differs from its own checksum", remedy=_REMEDY)
     if (manifest.file is None) != (manifest.kind == "exact"):
@@ -231,6 +235,7 @@ def read_index_file(gallery: Gallery, manifest: IndexManifest, *, mapped: bool =
     if manifest.file is None or manifest.file_name is None:
         return None
     path = gallery.path / manifest.file_name
+    refuse_outside(gallery.path, path)
     if not path.is_file():
         raise ArtefactError(f"{path} is missing", remedy=_REMEDY)
     if path.stat().st_size != manifest.file.bytes:
