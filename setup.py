@@ -13,7 +13,7 @@ VERSION = re.search(r'^__version__ = "([^"]+)"', (HERE / "asymvpr_core" / "__ini
 
 # What the robot needs: gallery search and the exported query model; no training, no ROS (that comes with the distribution).
 RUNTIME = [
-    "faiss-cpu",
+    "faiss-cpu>=1.11",  # memory maps that are searched where they are, and RaBitQ
     "numpy",
     "onnxruntime",
     "opencv-python-headless",
@@ -58,7 +58,7 @@ EXTRAS = {
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 # By this name colcon finds out that the tests are pytest's.
-EXTRAS["test"] = ["pytest", "pytest-timeout", "scikit-learn"]
+EXTRAS["test"] = ["hypothesis", "pytest", "pytest-timeout", "scikit-learn"]
 
 setup(
     name=PACKAGE,

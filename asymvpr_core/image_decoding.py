@@ -88,6 +88,24 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     return _TURN[orientation](cv2.cvtColor(image, cv2.COLOR_BGR2RGB))  # IMREAD_COLOR_RGB is not in the OpenCV of older distributions
 
 
+def decode_grey_jpeg(data: bytes, name: str, max_side: int) -> np.ndarray:
+    """Decode a JPEG to `(H, W)` uint8 grey, as it is stored.
+
+    Raises:
+        ImageError: no JPEG, truncated, damaged where that shows, or a side above `max_side`, which is found before any pixel is.
+    """
+    if data[:2] != _JPEG:
+        _refuse_other_format(data, name)
+    _check_jpeg(data, name, max_side)
+    try:
+        grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise _undecodable(data, name, " ".join(str(error).split())) from error
+    if grey is None:
+        raise _undecodable(data, name)
+    return grey
+
+
 def read_image(path: Path) -> np.ndarray:
     """Read an image file to `(H, W, 3)` uint8 RGB.
 
@@ -120,7 +138,7 @@ def scale_to_8_bits(samples: np.ndarray) -> np.ndarray:
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255 is 257
 
 
-def _check_jpeg(data: bytes, name: str) -> int:
+def _check_jpeg(data: bytes, name: str, max_side: int = MAX_SIDE) -> int:
     """The orientation of a JPEG; refuses one whose header is damaged, that is too large, or whose picture has no end."""
     orientation = None
     for marker, content, end in _jpeg_segments(data):
@@ -128,7 +146,7 @@ def _check_jpeg(data: bytes, name: str) -> int:
             if len(content) < 5:
                 raise _undecodable(data, name, "a header of the JPEG is too short")
             height, width = struct.unpack(">HH", content[1:5])
-            _check_size(height, width, name)
+            _check_size(height, width, name, max_side)
         elif marker == 0xE1 and orientation is None and content.startswith(b"Exif\0\0"):
             orientation = _exif_orientation(content[6:])
         elif marker == 0xDA:  # start of the first scan
@@ -221,13 +239,13 @@ def _exif_orientation(tiff: bytes) -> int:
     return 1
 
 
-def _check_size(height: int, width: int, name: str) -> None:
+def _check_size(height: int, width: int, name: str, max_side: int = MAX_SIDE) -> None:
     if height == 0 or width == 0:
         raise ImageError(f"image {name} is {width} x {height}", expected="at least one pixel", remedy=_REMEDY)
-    if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
+    if height * width > MAX_PIXELS or max(height, width) > max_side:
         raise ImageError(
             f"image {name} is {width} x {height}",
-            expected=f"at most {MAX_PIXELS} pixels and no side above {MAX_SIDE}",
+            expected=f"at most {MAX_PIXELS} pixels and no side above {max_side}",
             remedy="make it smaller or remove it",
         )
 

@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from asymvpr_core import __version__
 from asymvpr_core.errors import ArtefactError
+from asymvpr_core.json_files import read_json
+from asymvpr_core.manifest_fields import KnownFields
 from asymvpr_core.work_folder import refuse_undecodable, result_folder
 
 MANIFEST_NAME = "manifest.json"
@@ -151,16 +153,17 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
     refuse_undecodable(folder)
     path = folder / MANIFEST_NAME
     remedy = f"build it with '{_REBUILD[kind]}'"
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a null byte
+        raise ArtefactError(f"the path {str(folder)[:200]!a} cannot be read: {error}", remedy="correct the path") from error
+    if not is_folder:
         raise ArtefactError(f"there is no {kind} folder {folder}", remedy=remedy)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        refuse_outside(folder, path)
+        raw = read_json(path, remedy)
     except FileNotFoundError as error:
         raise ArtefactError(f"{folder} has no {MANIFEST_NAME}, so it is no finished {kind}", remedy=remedy) from error
-    except OSError as error:
-        raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from error
-    except ValueError as error:
-        raise ArtefactError(f"{path} is damaged: not JSON", remedy=remedy) from error
     newest = FORMAT_VERSIONS[kind]
     if isinstance(raw, dict) and raw.get("kind") == kind and isinstance(raw.get("format_version"), int) and raw["format_version"] > newest:
         raise ArtefactError(
@@ -172,6 +175,7 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
         raise ArtefactError(f"{path} is damaged: its content differs from its own checksum", remedy=remedy)
     try:
         manifest = Manifest.model_validate(raw)
+        KnownFields.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -180,8 +184,8 @@ def read_manifest(folder: Path, kind: Kind) -> Manifest:
         raise ArtefactError(f"{folder} is a {manifest.kind}", expected=f"a {kind}", remedy=f"give the {kind}'s folder")
     for name in manifest.files:
         parts = PurePosixPath(name).parts
-        if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
-            raise ArtefactError(f"{path} lists '{name}', a path outside its folder", remedy="do not use this artefact")
+        if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name:
+            raise ArtefactError(f"{path} lists {name!a}, a path outside its folder", remedy="do not use this artefact")
     return manifest
 
 
@@ -202,10 +206,28 @@ def verify_size(folder: Path, manifest: Manifest, name: str) -> None:
     remedy = f"restore the file or rebuild with '{_REBUILD[manifest.kind]}'"
     if entry is None:
         raise ArtefactError(f"{folder} does not list '{name}' in its {MANIFEST_NAME}", remedy=remedy)
+    refuse_outside(folder, path)
     if not path.is_file():
         raise ArtefactError(f"{path} is missing", remedy=remedy)
     if path.stat().st_size != entry.bytes:
         raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{entry.bytes}", remedy=remedy)
+
+
+def refuse_outside(folder: Path, path: Path) -> None:
+    """Refuse a file of an artefact that is a link to somewhere else, whatever lies there.
+
+    Raises:
+        ArtefactError: naming the file; also where the links lead in a circle, or the name is none that a file can have.
+    """
+    try:
+        inside = path.resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a circle (RuntimeError before Python 3.13), a null byte
+        raise ArtefactError(f"{str(path)!a} cannot be read: {error}", remedy="do not use this artefact") from error
+    if not inside:
+        raise ArtefactError(
+            f"{path} is a link to {path.resolve()}, outside its folder", expected="the file itself",
+            remedy="copy it there, or do not use this artefact",
+        )  # fmt: skip
 
 
 def verify_content(folder: Path, manifest: Manifest, name: str) -> None:

@@ -1,4 +1,7 @@
-"""A stage that can be killed and continued: what it has done lies in `<out>.partial`."""
+"""A stage that can be killed and continued: what it has done lies in `<out>.partial`.
+
+`build_resumably` makes a new artefact, `replace_resumably` puts another in the place of a finished one.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from asymvpr_core.errors import ArtefactError
-from asymvpr_core.manifest import write_atomically, write_text_atomically
-from asymvpr_core.work_folder import LOCK, STAGING, result_folder
-
-_FINGERPRINT = "fingerprint.json"
+from asymvpr_core.folder_exchange import check_exchange, exchange_folders
+from asymvpr_core.manifest import MANIFEST_NAME, sha256_of, write_atomically, write_text_atomically
+from asymvpr_core.work_folder import FINGERPRINT, LOCK, REPLACED, STAGING, flush_folder, locked, remove_work, result_folder, unwritable
 
 
 def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
@@ -32,11 +34,61 @@ def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Pat
             folder is the user's own or belongs to a command with another fingerprint.
     """
     out = Path(out)
-    work = out.with_name(out.name + ".partial")
+    work = _work_of(out)
     with result_folder(out, work, worth_keeping=_holds_pieces) as staging:
         _check_fingerprint(work, json.loads(json.dumps(fingerprint)))
         build(work, staging)
     return out
+
+
+def replace_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
+    """As `build_resumably`, for an artefact `out` that exists: the staging folder takes its place in one step; returns `out`.
+
+    Whoever opens `out` finds the old artefact or the new one, at every moment. What a process has open of the old
+    one stays readable to it.
+
+    Raises:
+        ArtefactError: as `build_resumably`; or the file system cannot exchange two folders, which is told before the work.
+    """
+    out = Path(out)
+    work = _work_of(out)
+    clear_replaced(out)
+
+    def exchange(staging: Path) -> None:
+        flush_folder(staging)
+        # By this a later run knows, after a kill, that the staging folder holds what was replaced.
+        write_text_atomically(work / REPLACED, sha256_of(staging / MANIFEST_NAME))
+        exchange_folders(staging, out)
+
+    with result_folder(out, work, worth_keeping=_holds_pieces, replace=exchange) as staging:
+        _check_fingerprint(work, json.loads(json.dumps(fingerprint)))
+        check_exchange(work, out)
+        build(work, staging)
+    return out
+
+
+def clear_replaced(out: Path) -> None:
+    """Remove the work folder of a `replace_resumably` that was killed after the artefact had been replaced.
+
+    Raises:
+        ArtefactError: another process works there, or it cannot be removed.
+    """
+    work = _work_of(Path(out))
+    marker = work / REPLACED
+    try:
+        if not marker.is_file():
+            return
+        with locked(work):
+            if marker.read_text(encoding="utf-8") == sha256_of(Path(out) / MANIFEST_NAME):
+                remove_work(work)
+            else:
+                marker.unlink()
+    except OSError as error:
+        raise unwritable(work, error) from error
+
+
+def _work_of(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
 
 
 def save_piece(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -53,7 +105,7 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 
 
 def _check_fingerprint(work: Path, mine: dict[str, Any]) -> None:
-    record = work / _FINGERPRINT
+    record = work / FINGERPRINT
     if record.exists() and _holds_pieces(work):
         try:
             theirs = json.loads(record.read_text(encoding="utf-8"))
@@ -74,4 +126,4 @@ def _holds_pieces(work: Path) -> bool:
     """Whether a second run could use anything of the work folder: bookkeeping, staging and half-written files are no work."""
     paths = [path for entry in work.iterdir() if entry.name != STAGING for path in (entry, *entry.rglob("*"))]
     names = [path.name for path in paths if path.is_file()]
-    return any(name not in (_FINGERPRINT, LOCK) and not (name.startswith(".") and name.endswith(".partial")) for name in names)
+    return any(name not in (FINGERPRINT, REPLACED, LOCK) and not (name.startswith(".") and name.endswith(".partial")) for name in names)

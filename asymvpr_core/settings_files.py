@@ -13,6 +13,10 @@ from asymvpr_core.errors import SettingsError
 
 S = TypeVar("S", bound=Settings)
 
+# A settings file of all sections has some hundred values, five deep. A file of a kilobyte whose aliases stand for aliases
+# would otherwise be printed in an error as gigabytes.
+_MOST_PARTS, _MOST_DEPTH = 10_000, 50
+
 
 def recipe_file(name: str) -> Path:
     """Settings file of a named training recipe.
@@ -49,8 +53,11 @@ def _section(kind: type[S], file: Path) -> dict[str, Any]:
         if name not in SECTIONS:
             raise SettingsError(f"settings file {file}: unknown section '{name}'", remedy=f"known sections: {', '.join(SECTIONS)}")
         if not isinstance(values, dict):
-            raise SettingsError(f"settings file {file}: section '{name}' is {values!r}", expected="a mapping of settings")
-        _resolve(SECTIONS[name], values, {})
+            raise SettingsError(f"settings file {file}: section '{name}' is {_shown(values)}", expected="a mapping of settings")
+        try:
+            _resolve(SECTIONS[name], values, {})
+        except SettingsError as error:
+            raise SettingsError(f"settings file {file}: {error.found}", expected=error.expected, remedy=error.remedy) from error
         if SECTIONS[name] is kind:
             used = values
     return used
@@ -81,13 +88,36 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise SettingsError(f"settings file {file} cannot be read: {error.strerror}", remedy="give a readable YAML file") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"settings file {file} is no text file", expected="a YAML file in UTF-8") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that YAML's syntax allows and Python refuses
         raise SettingsError(f"settings file {file} is not YAML: {' '.join(str(error).split())}", remedy="correct the file") from error
+    except RecursionError as error:
+        raise SettingsError(f"settings file {file} is nested too deep", remedy="correct the file") from error
+    if _parts(values) > _MOST_PARTS:
+        found = f"settings file {file} has more than {_MOST_PARTS} parts once its aliases are put in, or they lead in a circle"
+        raise SettingsError(found, remedy="write the values out")
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise SettingsError(f"settings file {file} holds a {type(values).__name__}", expected="sections of settings")
     return values
+
+
+def _parts(value: Any, depth: int = 0, known: dict[int, int] | None = None) -> int:
+    """How many values there are with every alias written out; above `_MOST_PARTS` where there are more, or no end."""
+    known = {} if known is None else known
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if depth > _MOST_DEPTH:
+        return _MOST_PARTS + 1
+    if id(value) not in known:
+        # An alias is the same object again: counted once, and nine lists of nine aliases each cost nothing here.
+        known[id(value)] = _MOST_PARTS + 1  # what it is where it holds itself
+        known[id(value)] = 1 + sum(_parts(one, depth + 1, known) for one in inner)
+    return known[id(value)]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _describe(kind: type[Settings], error: ValidationError) -> str:
@@ -101,5 +131,5 @@ def _describe(kind: type[Settings], error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             problems.append(f"unknown setting '{name}'")
         else:
-            problems.append(f"setting '{name}' is {item['input']!r}: {item['msg'].lower()}")
+            problems.append(f"setting '{name}' is {_shown(item['input'])}: {item['msg'].lower()}")
     return f"{kind.__name__}: " + "; ".join(problems)

@@ -29,6 +29,11 @@ class Verification:
         """Whether all files have been read."""
         return not self._thread.is_alive()
 
+    @property
+    def damage(self) -> str:
+        """What was found, with the remedy; empty while nothing was."""
+        return "" if self._damage is None else str(self._damage)
+
     def raise_if_damaged(self) -> None:
         """Raise ArtefactError, naming the file, once damage has been found."""
         if self._damage is not None:

@@ -17,17 +17,21 @@ from pathlib import Path
 from asymvpr_core.errors import ArtefactError
 
 LOCK, STAGING = "lock", "staging"
+FINGERPRINT, REPLACED = "fingerprint.json", "replaced"  # what `resumable` writes down there
 _held: set[Path] = set()  # the system's lock keeps out other processes, not another thread of this one
 _held_guard = threading.Lock()
 
 
 @contextmanager
-def result_folder(final: Path, work: Path, *, worth_keeping: Callable[[Path], bool]) -> Iterator[Path]:
+def result_folder(
+    final: Path, work: Path, *, worth_keeping: Callable[[Path], bool], replace: Callable[[Path], None] | None = None
+) -> Iterator[Path]:  # fmt: skip
     """Give `work/staging`, empty, and name it `final` when the block succeeds; then `work` is removed.
 
     Args:
         worth_keeping: whether a later command could use what `work` holds; asked when the block fails. What is not
             worth keeping is removed.
+        replace: puts the staging folder in the place of a `final` that exists; None: `final` is new.
 
     Raises:
         ArtefactError: `final` exists, cannot be written, or another process is making it; `work` is the user's own.
@@ -35,14 +39,20 @@ def result_folder(final: Path, work: Path, *, worth_keeping: Callable[[Path], bo
     final, work = Path(final), Path(work)
     staging = work / STAGING
     try:
-        _refuse_existing(final, work, worth_keeping)
+        if replace is None:
+            _refuse_existing(final, work, worth_keeping)
         with locked(work):
             try:
-                refuse_existing(final)  # it may have come while the lock was not ours
+                if replace is None:
+                    refuse_existing(final)  # it may have come while the lock was not ours
                 staging.mkdir(exist_ok=True)  # never missing before the end: without it, the result has its name
-                _empty(staging)
+                for entry in staging.iterdir():
+                    _remove(entry)
                 yield staging
-                finish_folder(staging, final)
+                if replace is None:
+                    finish_folder(staging, final)
+                else:
+                    replace(staging)
             except BaseException:
                 if not worth_keeping(work):
                     remove_work(work)
@@ -76,13 +86,11 @@ def locked(work: Path) -> Iterator[None]:
 
 
 def remove_work(work: Path) -> None:
-    """Remove a work folder, by the process that has it locked; the lock goes last, so that nobody takes a half-removed one for a user's."""
-    for entry in work.iterdir():
-        if entry.name != LOCK:
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+    """Remove a work folder, by the process that has it locked; what says whose it is goes last: a kill leaves no remains of nobody."""
+    order = [None, FINGERPRINT, REPLACED]
+    entries = [entry for entry in work.iterdir() if entry.name != LOCK]
+    for entry in sorted(entries, key=lambda entry: (not entry.is_dir(), order.index(entry.name) if entry.name in order else 0)):
+        _remove(entry)
     (work / LOCK).unlink()
     with suppress(OSError):  # another process has just put its own lock there
         work.rmdir()
@@ -90,11 +98,16 @@ def remove_work(work: Path) -> None:
 
 def finish_folder(staging: Path, final: Path) -> None:
     """Flush a complete staging folder to disk and give it its final name, atomically."""
+    flush_folder(staging)
+    os.rename(staging, final)
+
+
+def flush_folder(staging: Path) -> None:
+    """Flush all files below a folder to disk."""
     for path in staging.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-    os.rename(staging, final)
 
 
 def refuse_existing(final: Path) -> None:
@@ -130,12 +143,11 @@ def _refuse_existing(final: Path, work: Path, worth_keeping: Callable[[Path], bo
         raise
 
 
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 @contextmanager

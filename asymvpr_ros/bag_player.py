@@ -83,7 +83,7 @@ class BagPlayer(Node):
         self._publishers_by_topic[topic] = self.create_publisher(message_type, topic, _QOS)
 
     def wait_for_subscribers(self, stop: StopRequest) -> None:
-        """Wait until each topic of `wait_for` has a subscriber; where it is empty, until any played topic has one.
+        """Wait until each topic of `wait_for` has a subscriber, as many as it is named times; where it is empty, until any topic has one.
 
         Raises:
             BagError: at the deadline some of `wait_for` have none, or one of them is not played.
@@ -95,17 +95,18 @@ class BagPlayer(Node):
                 raise BagError(f"topic {topic} is waited for but not played", expected=f"one of {', '.join(known)}")
         deadline_s = time.monotonic() + timeout_s
         while True:
-            subscribed = {topic for topic, publisher in known.items() if publisher.get_subscription_count() > 0}
-            lonely = [topic for topic in wanted if topic not in subscribed]
-            if not lonely and (wanted or subscribed - {CLOCK}):
+            counts = {topic: publisher.get_subscription_count() for topic, publisher in known.items()}
+            lonely = [topic for topic in dict.fromkeys(wanted) if counts[topic] < wanted.count(topic)]
+            if not lonely and (wanted or any(count for topic, count in counts.items() if topic != CLOCK)):
                 return
             if time.monotonic() >= deadline_s:
                 break
             if stop.wait(_POLL_S):
                 return
         if wanted:
+            few = ", ".join(f"{counts[topic]} of {wanted.count(topic)} subscribe to {topic}" for topic in lonely)
             raise BagError(
-                f"nobody subscribes to {', '.join(lonely)} after {timeout_s:g} s",
+                f"{few if any(counts[topic] for topic in lonely) else 'nobody subscribes to ' + ', '.join(lonely)} after {timeout_s:g} s",
                 remedy="start the subscriber first, and check names, remappings and ROS_DOMAIN_ID",
             )
         self.get_logger().warning(f"nobody subscribes to a played topic after {timeout_s:g} s; playing all the same")
@@ -188,7 +189,8 @@ def _parse(args: Sequence[str]) -> tuple[Path, PlayOptions]:
     parser.add_argument("--clock-hz", type=_not_negative, default=100.0, help="rate of /clock in the bag's time; 0: none (default 100)")
     parser.add_argument("--start-s", type=_not_negative, default=0.0, help="leave out this much of the start [s]")
     parser.add_argument("--duration-s", type=_positive, help="play this much [s]")
-    parser.add_argument("--wait-for", nargs="+", default=[], metavar="TOPIC", help="wait for subscribers of all these (default: of any)")
+    waiting = "wait for subscribers of all these, for two of one that is named twice (default: of any)"
+    parser.add_argument("--wait-for", nargs="+", default=[], metavar="TOPIC", help=waiting)
     parser.add_argument("--wait-timeout-s", type=_not_negative, default=10.0, help="longest wait for subscribers [s] (default 10)")
     given = vars(parser.parse_args(args))
     return given.pop("bag"), PlayOptions(**given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from asymvpr_core.errors import SettingsError
+from asymvpr_core.retrieval.joint import galleries_in
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
 from asymvpr_ros.conversions import cv_bridge_works
 from asymvpr_ros.outputs import OUTPUTS, TransformOutput, refusal_of
@@ -16,7 +17,7 @@ def refusal(settings: ResolvedSettings) -> str:
     node, session = settings.node, settings.session.session_gallery
     if not node.model_path:  # an empty path would mean the working directory
         return "parameter 'model_path' is not set; give the folder with '-p model_path:=DIR' or in the parameter file"
-    if not node.gallery_path and not session:
+    if not node.prior_paths and not session:
         return (
             "parameter 'gallery_path' is not set and the session gallery is off: there is nothing to match with; "
             "give the folder with '-p gallery_path:=DIR', or set session_gallery to true"
@@ -24,7 +25,7 @@ def refusal(settings: ResolvedSettings) -> str:
     if "global_pose" in node.outputs and not node.base_frame:
         return "output global_pose carries the name of the robot's frame, and parameter 'base_frame' is not set; set it"
     kinds = [OUTPUTS[name] for name in node.outputs] + ([TransformOutput] if node.publish_tf else [])
-    return refusal_of(kinds, prior=bool(node.gallery_path), session=session)
+    return refusal_of(kinds, prior=bool(node.prior_paths), session=session)
 
 
 def open_recogniser(settings: ResolvedSettings) -> PlaceRecogniser:
@@ -35,8 +36,9 @@ def open_recogniser(settings: ResolvedSettings) -> PlaceRecogniser:
         AsymvprError, OSError: what `PlaceRecogniser.open` raises.
     """
     node = settings.node
-    gallery_path = Path(node.gallery_path) if node.gallery_path else None
-    recogniser = PlaceRecogniser.open(gallery_path, Path(node.model_path), settings.matcher, settings.runtime, session=settings.session)
+    recogniser = PlaceRecogniser.open(
+        node.prior_paths or None, Path(node.model_path), settings.matcher, settings.runtime, session=settings.session
+    )
     gallery = recogniser.gallery
     if gallery is not None and not node.map_frame and gallery.map_frame == node.base_frame:
         raise SettingsError(
@@ -47,14 +49,15 @@ def open_recogniser(settings: ResolvedSettings) -> PlaceRecogniser:
 
 
 def identity(recogniser: PlaceRecogniser, map_frame: str) -> dict[str, str]:
-    """Which gallery and which model, in words for diagnostics."""
+    """Which gallery, or which several, and which model, in words for diagnostics."""
     gallery, model = recogniser.gallery, recogniser.model
+    manifests = [one.manifest for one in galleries_in(gallery)]
     network = model.manifest.gallery_network
     return {
         "pair_id": network.pair_id,
         "gallery": "" if gallery is None else str(gallery.path),
-        "gallery_created": "" if gallery is None else gallery.manifest.created,
-        "gallery_sha256": "" if gallery is None else (gallery.manifest.manifest_sha256 or "")[:12],
+        "gallery_created": " + ".join(manifest.created for manifest in manifests),
+        "gallery_sha256": " + ".join((manifest.manifest_sha256 or "")[:12] for manifest in manifests),
         "gallery_network": network.name,
         "gallery_keyframes": "0" if gallery is None else str(len(gallery)),
         "model": str(model.path),

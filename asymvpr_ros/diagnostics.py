@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 
+from asymvpr_core.retrieval.joint import PriorCondition
 from asymvpr_core.types import Recognition
 from asymvpr_ros.camera_status import SILENCE_S, CameraStatus, CameraView, status
 
@@ -31,6 +32,7 @@ class NodeView:
     enabled: bool = True
     waiting_for: str = ""
     qos_faults: list[str] = field(default_factory=list)
+    prior: PriorCondition = PriorCondition()
 
 
 class NodeStatus:
@@ -59,13 +61,14 @@ class NodeStatus:
             self._words = dict.fromkeys(
                 (
                     "last_reason", "last_accept_reason", "last_reject_reason", "last_session_reason", "last_skip_reason",
-                    "last_localisation", "odometry_fault", "held_back",
+                    "last_localisation", "last_match_gallery", "odometry_fault", "held_back",
                 ),
                 "",
             )  # fmt: skip
             self._latencies_s: deque[float] = deque(maxlen=_WINDOW)
             self._finished_s: deque[float] = deque(maxlen=_WINDOW)
             self._skipped_since_report: str | None = None
+            self._answered_exactly_before = 0
             self._odometry_fault_since_report = ""
 
     def entered(self, state: str, refusal: str = "") -> None:
@@ -110,6 +113,7 @@ class NodeStatus:
         session_keyframes: int,
         held_back: str,
         no_odometry: str,
+        match_gallery: str,
         latency_s: float,
         image_age_s: float | None,
     ) -> None:
@@ -129,6 +133,8 @@ class NodeStatus:
                 self._counts["session_accepted"] += session.accepted
                 self._words["last_session_reason"] = _decision(session.accepted, session_reason)
             self._words["held_back"] = held_back
+            if match_gallery:
+                self._words["last_match_gallery"] = match_gallery
             if self._counts["odometry_received"]:  # before the first message nothing is wrong, unless an output needs it
                 self._words["odometry_fault"] = no_odometry
             self._latencies_s.append(latency_s)
@@ -166,6 +172,7 @@ class NodeStatus:
         """The statuses to publish now: the node's, and one for each camera."""
         with self._lock:
             level, message = self._summary(view)
+            self._answered_exactly_before = view.prior.answered_exactly
             cameras = [
                 self._camera(n).report(f"{self._node}{CAMERA_SUFFIX}{n or 'image'}", v, self._state, self._begun_s)
                 for n, v in view.cameras.items()
@@ -191,6 +198,9 @@ class NodeStatus:
                 "latency_ms_p50": self._latency_ms(50),
                 "latency_ms_p95": self._latency_ms(95),
                 "image_age_s": f"{max(ages):.3f}" if ages else "",
+                "index": view.prior.index,
+                "index_answered_exactly": view.prior.answered_exactly,
+                "gallery_verification": view.prior.verification,
                 "odometry_topic": view.odometry_topic,
                 "odometry_publishers": view.odometry_publishers,
                 **self._counts,
@@ -215,6 +225,8 @@ class NodeStatus:
         if not view.enabled:
             return DiagnosticStatus.WARN, "matching is disabled; call ~/enable with true"
         faults = [
+            view.prior.damage,
+            self._slow_search(view.prior),
             f"frame skipped: {self._skipped_since_report}" if self._skipped_since_report is not None else "",
             *view.qos_faults,
             *(self._camera(name).silence(camera, self._begun_s) for name, camera in view.cameras.items()),
@@ -228,6 +240,16 @@ class NodeStatus:
         reason = self._words["last_reason"] or self._words["last_session_reason"]
         topics = ", ".join(camera.topic for camera in view.cameras.values())
         return DiagnosticStatus.OK, reason or f"waiting for the first image on {topics}"
+
+    def _slow_search(self, prior: PriorCondition) -> str:
+        """A search that fell back to the exact one since the last report: an answer as good, and many times slower."""
+        more = prior.answered_exactly - self._answered_exactly_before
+        if more <= 0:
+            return ""
+        return (
+            f"{more} frames were answered by exact search, which is slower: the index ({prior.index}) found too few keyframes; "
+            "build it anew with 'asymvpr index build', or exclude fewer keyframes"
+        )
 
     def _missing_odometry(self, view: NodeView) -> str:
         if not view.needs_odometry or self._counts["odometry_received"] or time.monotonic() - self._begun_s <= SILENCE_S:

@@ -188,10 +188,17 @@ class FramePipeline:
             session_keyframes=keyframes,
             held_back=held_back,
             no_odometry=sample.reason,
+            match_gallery=self._gallery_of(recognition.prior),
             latency_s=time.monotonic() - frame.received_s,
             image_age_s=age_s(stamp, self._now_ns()),
         )
         self._node.get_logger().debug(f"frame {stamp}: {prior_reason or session_reason}")
+
+    def _gallery_of(self, result: MatchResult | None) -> str:
+        """Folder of the gallery that an accepted match lies in; empty where nothing was accepted."""
+        if result is None or result.match is None:
+            return ""
+        return str(self.recogniser.gallery_of(result.match.keyframe_index))
 
     def _begin_generation(self, generation: int) -> None:
         """Odometry is in a new frame: what was concluded from the old one, and the session's poses, mean nothing in it."""

@@ -28,8 +28,8 @@ class FrameWorker:
     """Runs `process` on the newest frame of each camera in turn, in a thread of its own.
 
     `superseded` counts, for each camera, the frames that a newer one of the same camera replaced
-    while the thread was busy; `rate_limited` those replaced while it rested to keep to
-    `max_rate_hz`, which holds for all cameras together.
+    while the thread was busy, and those that waited when a reset was asked for; `rate_limited` those
+    replaced while it rested to keep to `max_rate_hz`, which holds for all cameras together.
     `process` and `reset` are called from the thread and must not raise.
     """
 
@@ -71,8 +71,9 @@ class FrameWorker:
             self._condition.notify()
 
     def request_reset(self) -> None:
-        """Drop the waiting frames and call `reset` before the next one."""
+        """Drop the waiting frames, which are counted, and call `reset` before the next one."""
         with self._condition:
+            self.superseded.update(self._slots.keys())
             self._slots.clear()
             self._reset_asked = True
             self._condition.notify()

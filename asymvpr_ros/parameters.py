@@ -22,7 +22,7 @@ GROUPS: tuple[type[Settings], ...] = (NodeSettings, MatcherSettings, SessionSett
 # What may change while the node is configured; all else is read once, when it configures.
 _LIVE_IN_NODE = {"max_rate_hz", "max_image_age_s", "max_odom_gap_s", "cooldown_s", "relocalisation_distance_m", "relocalisation_yaw_deg"}
 # May change as well, and is read when its service is called.
-ON_CALL = {"gallery_path": "~/load_gallery", "session_path": "~/save_session"}
+ON_CALL = {"gallery_path": "~/load_gallery", "gallery_paths": "~/load_gallery", "session_path": "~/save_session"}
 LIVE = (
     frozenset(MatcherSettings.model_fields)
     | (frozenset(SessionSettings.model_fields) - {"session_gallery"})
@@ -121,7 +121,7 @@ def descriptor_of(name: str, field: FieldInfo) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(name=name, type=kind.value, description=field.description or "")
     constraints = [] if name in LIVE else ["read when the node configures"]
     if name in ON_CALL:
-        constraints.append(f"read by {ON_CALL[name]}" + (" and when the node configures" if name == "gallery_path" else ""))
+        constraints.append(f"read by {ON_CALL[name]}" + (" and when the node configures" if name.startswith("gallery") else ""))
     if choices := choices_of(field):
         constraints.append(("each " if kind is Parameter.Type.STRING_ARRAY else "") + "one of: " + ", ".join(choices))
     low, high = None, None
@@ -159,6 +159,8 @@ def _value(parameter: Parameter) -> Any:
 
 def _declare(node: Node, name: str, field: FieldInfo, given: Parameter | None) -> None:
     value = list(field.default) if isinstance(field.default, tuple) else field.default
+    if given is not None and given.type_ is Parameter.Type.NOT_SET:  # rclpy would declare it, and raise when it is read
+        raise SettingsError(f"parameter '{name}' is given without a value", remedy=f"give a {parameter_type(field).name.lower()}")
     is_off = given is not None and is_yaml_off(field, given.value)
     try:
         node.declare_parameter(name, "off" if is_off else value, descriptor_of(name, field), ignore_override=is_off)

@@ -24,6 +24,7 @@ from rclpy.logging import get_logger
 from std_msgs.msg import Header
 
 from asymvpr_core.errors import AsymvprError
+from asymvpr_core.retrieval.joint import PriorCondition
 from asymvpr_ros.configuration import identity, open_recogniser, refusal
 from asymvpr_ros.diagnostics import CameraView, NodeStatus, NodeView
 from asymvpr_ros.frame_pipeline import FramePipeline
@@ -256,6 +257,7 @@ class PlaceRecognitionNode(LifecycleNode):
             enabled=pipeline is None or pipeline.enabled,
             waiting_for=pipeline.events.asked if pipeline is not None else "",
             qos_faults=list(faults.values()),
+            prior=PriorCondition() if pipeline is None else pipeline.recogniser.condition,
         )
 
 

@@ -112,8 +112,8 @@ class Services:
         pipeline, settings = self._pipeline(), self._settings()
         if pipeline is None:
             return _answer(response, _NOT_CONFIGURED, "")
-        if not settings.node.gallery_path:
-            return _answer(response, "parameter 'gallery_path' is not set; set it to the folder to load", "")
+        if not settings.node.prior_paths:
+            return _answer(response, "parameter 'gallery_path' is not set; set it, or 'gallery_paths', to the folders to load", "")
         opened = self._jobs.submit(open_recogniser, settings)
         await _Done(opened)
         if opened.cancelled() or opened.exception() is not None or self._pipeline() is not pipeline:

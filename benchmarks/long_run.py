@@ -35,7 +35,7 @@ RATE_HZ, ODOMETRY_HZ = 30.0, 50.0
 READY_S = 60.0
 JUMP_BACK_S = 30.0
 # Every so many seconds; prime to one another, so that all meet one another some time.
-RELOAD_S, RESTART_S, JUMP_S, PRESSURE_S, PARAMETER_S = 61, 127, 89, 181, 47
+PERIODS_S = {"reloads": 61, "restarts": 127, "jumps": 89, "pressure": 181, "parameters": 47}
 PRESSURE_FOR_S = 20
 SLICES = 10
 COUNTS = ("received", "processed", "dropped", "stale", "failed", "rate_limited", "ignored")
@@ -180,6 +180,8 @@ def run(options: argparse.Namespace, galleries: Sequence[Path], model: Path, fol
     }  # fmt: skip
     robot_words = [__file__, "--send", str(options.width), str(options.height), str(int(options.compressed))]
     log = folder / "node.log"
+    periods = {name: max(1, round(seconds / options.faster)) for name, seconds in PERIODS_S.items()}
+    pressure_for = max(1, round(PRESSURE_FOR_S / options.faster))
     found, robots, burners = Observations(), [], []  # type: ignore[var-annotated]
     with running(node_words(parameters), environment, log) as node:
         monitor = Monitor()
@@ -196,18 +198,18 @@ def run(options: argparse.Namespace, galleries: Sequence[Path], model: Path, fol
                 monitor.spin(max(0.0, begin + second - time.monotonic()))
                 if node.poll() is not None:
                     raise RuntimeError(f"the node ended with code {node.returncode}:\n{log.read_text(encoding='utf-8')[-2000:]}")
-                if second % RELOAD_S == 0:
+                if second % periods["reloads"] == 0:
                     found.events["reloads"] += 1
                     found.refusals += filter(None, [monitor.load_gallery(galleries[found.events["reloads"] % len(galleries)])])
-                if second % PARAMETER_S == 0:
+                if second % periods["parameters"] == 0:
                     found.events["parameters"] += 1
                     found.refusals += filter(
                         None, [monitor.set_parameter("score_threshold", 0.4 + 0.01 * (found.events["parameters"] % 20))]
                     )
-                if second % JUMP_S == 0 and robot.poll() is None:
+                if second % periods["jumps"] == 0 and robot.poll() is None:
                     found.events["jumps"] += 1
                     robot.send_signal(signal.SIGUSR1)
-                if second % RESTART_S == 0:
+                if second % periods["restarts"] == 0:
                     found.events["restarts"] += 1
                     if found.events["restarts"] % 2 == 0:
                         found.events["kills"] += 1
@@ -215,12 +217,12 @@ def run(options: argparse.Namespace, galleries: Sequence[Path], model: Path, fol
                     robots.pop().__exit__(None, None, None)
                     robots.append(running(robot_words, environment))
                     robot = robots[-1].__enter__()
-                if second % PRESSURE_S == 0:
+                if second % periods["pressure"] == 0:
                     found.events["pressure"] += 1
                     burners = [multiprocessing.Process(target=_burn, daemon=True) for _ in range(os.cpu_count() or 1)]
                     for burner in burners:
                         burner.start()
-                if burners and second % PRESSURE_S == PRESSURE_FOR_S:
+                if burners and second % periods["pressure"] == pressure_for:
                     _end(burners)
                     burners = []
                 now_s = cpu_s(node.pid)
@@ -252,19 +254,20 @@ def _is_number(text: str) -> bool:
 
 def report(found: Observations, code: int, options: argparse.Namespace) -> Record:
     """Tables by slice of the run, aims, curves over time."""
+    every = {name: round(seconds / options.faster) for name, seconds in PERIODS_S.items()}
     kind = "JPEG" if options.compressed else "raw rgb8"
     record = Record(
         "long_run", "A long run with faults",
         f"{options.minutes:g} minutes through the live node, {kind} {options.width}x{options.height} at {RATE_HZ:g} Hz, odometry at "
         f"{ODOMETRY_HZ:g} Hz, simulated clock, `{options.network}` with random weights, {options.keyframes} keyframes, a session gallery of"
-        f" at most 200, one thread. Every {RELOAD_S} s another gallery, every {RESTART_S} s another publisher (SIGINT, SIGKILL in turn), "
-        f"every {JUMP_S} s the clock jumps back by {JUMP_BACK_S:g} s, every {PARAMETER_S} s another threshold, every {PRESSURE_S} s "
-        f"{PRESSURE_FOR_S} s of two busy processes. One sample a second.", "onnxruntime",
+        f" at most 200, one thread. Every {every['reloads']} s another gallery, every {every['restarts']} s another publisher (SIGINT and "
+        f"SIGKILL), every {every['jumps']} s the clock jumps back by {JUMP_BACK_S:g} s, every {every['parameters']} s another threshold, "
+        f"every {every['pressure']} s two busy processes for a ninth of that time. One sample a second.", "onnxruntime",
     )  # fmt: skip
     rows = found.rows
     cells, slices = [], [list(part) for part in np.array_split(np.array(rows, dtype=object), SLICES)]
     for part in slices:
-        calm = [row for row in part if not row["pressed"]]
+        calm = _calm(part)
         counts = [int(part[-1][f"frames_{name}"] - part[0][f"frames_{name}"]) for name in COUNTS[:5]]
         cells.append([
             f"{part[0]['s'] / 60:.0f} to {part[-1]['s'] / 60:.0f}", f"{_median(part, 'private_kb') / 1024:.1f}",
@@ -289,7 +292,7 @@ def report(found: Observations, code: int, options: argparse.Namespace) -> Recor
     early, late = [row for part in slices[1:3] for row in part], [row for part in slices[-2:] for row in part]
     for name, key, limit in (("private memory", "private_kb", 1.03), ("threads", "threads", 1.0), ("open files", "files", 1.0)):
         record.aim(f"long run, {name}, last fifth / second fifth", _median(late, key) / _median(early, key), limit, at_most=True)
-    calm_early, calm_late = ([row for row in part if not row["pressed"]] for part in (early, late))
+    calm_early, calm_late = (_calm(part) for part in (early, late))
     record.aim(
         "long run, median latency, last fifth / second fifth", _median(calm_late, "latency_ms_p50") / _median(calm_early, "latency_ms_p50"),
         1.1, at_most=True,
@@ -309,12 +312,18 @@ def report(found: Observations, code: int, options: argparse.Namespace) -> Recor
         "p95": _thin(minutes, [row.get("latency_ms_p95", math.nan) for row in rows]),
     }, logarithmic=False)  # fmt: skip
     record.curves("Frames dropped over time", "minutes", "frames a second", {"dropped": _thin(minutes, dropped)}, logarithmic=False)
-    record.values(events=found.events, refusals=found.refusals, rows=rows)
+    record.values(exit_code=code, events=found.events, refusals=found.refusals, rows=rows)
     return record
 
 
+def _calm(rows: Sequence[dict[str, float]]) -> Sequence[dict[str, float]]:
+    """The seconds without pressure; all where there is no other."""
+    return [row for row in rows if not row["pressed"]] or rows
+
+
 def _median(rows: Sequence[dict[str, float]], key: str) -> float:
-    return statistics.median(row[key] for row in rows if key in row)
+    found = [row[key] for row in rows if key in row]
+    return statistics.median(found) if found else math.nan  # no frame yet
 
 
 def _thin(x: Sequence[float], y: Sequence[float] | np.ndarray) -> list[tuple[float, float]]:
@@ -338,6 +347,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keyframes", type=int, default=2000)
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--faster", type=float, default=1.0, help="divide the time between two faults by this")
     parser.add_argument("--compressed", action="store_true", help="JPEGs instead of raw images")
     parser.add_argument("--out", type=Path, help="JSON file with every sample", metavar="FILE")
     parser.add_argument("--plots", type=Path, help="folder for the plots", metavar="DIR")

@@ -29,9 +29,9 @@ def describe(*packages: str) -> dict[str, object]:
     }
 
 
-def resident_bytes() -> int:
-    """Memory of this process now."""
-    return _status("VmRSS")
+def resident_bytes(pid: int | None = None) -> int:
+    """Memory of a process now; None: of this one."""
+    return _status("VmRSS", pid)
 
 
 def memory_bytes() -> tuple[int, int]:
@@ -49,6 +49,6 @@ def peak_bytes() -> int:
     return _status("VmHWM")
 
 
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+def _status(name: str, pid: int | None = None) -> int:
+    lines = Path(f"/proc/{pid or 'self'}/status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(name + ":")))

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 from made_up import made_up_gallery, made_up_model
 from record import Record
@@ -82,9 +83,10 @@ def measure(
     cameras: int = 1,
     seconds: float = 10.0,
     compressed: bool = False,
+    threads: int = 1,
     profile: Path | None = PROFILE,
 ) -> dict[str, Any]:
-    """Counts of the node (sent, received, processed, dropped, failed), latency [ms], CPU seconds of node and a second of stream.
+    """Counts of the node (sent, received, processed, dropped, failed), latency [ms], its CPU seconds a second of stream, its memory.
 
     Raises:
         RuntimeError: the node did not become active, with the end of its log.
@@ -103,6 +105,7 @@ def measure(
         "model_path": model,
         "camera_names": f"[{names}]",
         "transport": "compressed" if compressed else "raw",
+        "threads": threads,
     }
     node_command = [sys.executable, "-m", "asymvpr_ros.place_recognition_node", "--ros-args"]
     node_command += [word for name, value in arguments.items() for word in ("-p", f"{name}:={value}")]
@@ -118,6 +121,7 @@ def measure(
             words = [sys.executable, __file__, "--send", *stream]
             sender = subprocess.run(words, env=environment, check=True, capture_output=True, text=True, timeout=READY_S + 3 * seconds + 30)
             cpu_s = _cpu_s(node.pid) - cpu_before
+            memory = machine.resident_bytes(node.pid)
             time.sleep(1.5)  # the next report
             after = _statuses(recording)[-1]
         finally:
@@ -134,7 +138,7 @@ def measure(
         "width": width, "height": height, "rate_hz": rate_hz, "cameras": cameras, "seconds": seconds, "compressed": compressed,
         "sent": int(sender.stdout.split()[-1]), **counts,
         "latency_ms_p50": float(after["latency_ms_p50"]), "latency_ms_p95": float(after["latency_ms_p95"]),
-        "node_cpu_share": round(cpu_s / seconds, 3),
+        "threads": threads, "node_cpu_share": round(cpu_s / seconds, 3), "node_memory_mb": memory / 1e6,
     }  # fmt: skip
 
 
@@ -175,6 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, metavar="DIR")
     parser.add_argument("--network", default="efficientnet_lite0_gem", help="of the made-up model, with random weights", metavar="NAME")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each stream [s]")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the query network")
     parser.add_argument("--compressed", action="store_true", help="JPEGs instead of raw images")
     parser.add_argument("--streams", type=int, default=len(STREAMS), help="only the first so many streams")
     parser.add_argument("--out", type=Path, help="JSON file for the figures with commit and machine")
@@ -189,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = [
             measure(
                 gallery.resolve(), model.resolve(), width=width, height=height, rate_hz=rate_hz, cameras=cameras, seconds=options.seconds,
-                compressed=options.compressed,
+                compressed=options.compressed, threads=options.threads,
             )
             for width, height, rate_hz, cameras in STREAMS[: options.streams]
         ]  # fmt: skip
@@ -202,18 +207,30 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> Record:
     record = Record(
         "node_load", "Camera streams through the live node",
         f"Best effort, keep last 1, {'JPEG' if options.compressed else 'raw rgb8'}, the shipped Fast DDS profile, {options.seconds:g} s "
-        f"a stream; {model}, one thread. The node answers the newest frame and drops what it replaced; latency is from arrival "
-        "to answer, the share is of one core.", "onnxruntime",
+        f"a stream; {model}, threads of the network: {options.threads}. The node answers the newest frame and drops what it replaced; "
+        "latency is from arrival to answer, the share is of one core; it holds all of the node: network, messages, threads of ROS.",
+        "onnxruntime",
     )  # fmt: skip
     cells = []
     for row in rows:
         name = f"{row['width']}x{row['height']} at {row['rate_hz']:g} Hz" + (f", {row['cameras']} cameras" if row["cameras"] > 1 else "")
         latency = f"{row['latency_ms_p50']:.1f} / {row['latency_ms_p95']:.1f}"
         counts = [row[count] for count in ("sent", "received", "processed", "dropped", "failed")]
-        cells.append([name, *counts, latency, f"{100 * row['node_cpu_share']:.0f} %"])
+        share = f"{100 * row['node_cpu_share']:.0f} % of {100 * row['threads']} %"
+        cells.append([name, *counts, latency, share, f"{row['node_memory_mb']:.0f}"])
         if row["cameras"] == 1:
             record.aim(f"frames received / sent, {name}", row["received"] / row["sent"], 0.99, at_most=False)
-    columns = ["stream", "sent", "received", "matched", "dropped", "failed", "latency p50 / p95 ms", "CPU of the node"]
+    columns = [
+        "stream",
+        "sent",
+        "received",
+        "matched",
+        "dropped",
+        "failed",
+        "latency p50 / p95 ms",
+        "CPU of the node, of its threads",
+        "memory MB",
+    ]
     record.table("Streams", columns, cells)
     record.values(streams=rows)
     return record

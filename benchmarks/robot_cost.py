@@ -2,7 +2,8 @@
 
     python benchmarks/robot_cost.py --keyframes 10000 --out out/robot_cost.json
 
-Each system is a process of its own that takes frames of 640x480 at a fixed rate for some seconds. The bag of words
+Each system is a process of its own that takes frames of 640x480 at a fixed rate for some seconds; where ROS 2 is
+installed, the live node with its messages as well. The bag of words
 stands for what a user might otherwise pick: OpenCV's ORB, a vocabulary of binary words, and FAISS's search among the
 keyframes' word histograms (tf-idf). It is a reference for cost only: nothing is said here of what it recognises.
 """
@@ -10,6 +11,7 @@ keyframes' word histograms (tf-idf). It is a reference for cost only: nothing is
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -22,6 +24,7 @@ from pathlib import Path
 import cv2
 import faiss
 import machine
+import node_load
 import numpy as np
 from made_up import made_up_gallery, made_up_model, picture
 from record import Record, child_json
@@ -96,6 +99,7 @@ def main() -> int:
     parser.add_argument("--keyframes", type=int, default=10_000)
     parser.add_argument("--rates", type=float, nargs="+", default=[2.0, 10.0], metavar="HZ")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--without-node", action="store_true", help="leave the live node out")
     parser.add_argument("--out", type=Path, help="JSON file with every value", metavar="FILE")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)  # model or "-", gallery or "-", rate
     options = parser.parse_args()
@@ -113,6 +117,7 @@ def main() -> int:
         "lists; it stands for cost only.", "onnxruntime", "faiss-cpu", "opencv-python-headless",
     )  # fmt: skip
     rows, values = [], {}
+    with_node = not options.without_node and importlib.util.find_spec("rclpy") is not None
     with tempfile.TemporaryDirectory() as work:
         systems: dict[str, tuple[str, str]] = {}
         for text in options.networks:
@@ -129,7 +134,15 @@ def main() -> int:
                 result = child_json(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
                 values[f"{label} at {rate:g} Hz"] = result
                 rows.append([label, f"{rate:g}", f"{100 * result['cpu_share']:.0f} %", f"{result['memory_mb']:.0f}", result["late"]])
-    record.table("Cost", ["system", "Hz", "share of a core", "memory MB", "frames late"], rows)
+                if model != "-" and with_node:
+                    node = node_load.measure(
+                        Path(gallery_path), Path(model), width=640, height=480, rate_hz=rate, seconds=options.seconds, threads=1
+                    )
+                    values[f"{label}, live node at {rate:g} Hz"] = node
+                    missed = node["sent"] - node["processed"]
+                    cells = [f"{100 * node['node_cpu_share']:.0f} %", f"{node['node_memory_mb']:.0f}", missed]
+                    rows.append([f"{label}, live node", f"{rate:g}", *cells])
+    record.table("Cost", ["system", "Hz", "share of a core", "memory MB", "frames late or dropped"], rows)
     record.values(results=values)
     return record.finish(options.out)
 

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # the tests run without an installation too
 
@@ -26,3 +28,10 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="asymvpr_test_cache_")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 # The ROS 2 wheels of the package registry do not announce themselves to ament_index.
 os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
+
+# Fuzz tests: in the suite the same few cases each time; with --hypothesis-profile=long so many new ones for each test
+# (docs/reliability.md). No deadlines: no test depends on how fast the machine is.
+_FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large], "print_blob": True}
+settings.register_profile("suite", derandomize=True, max_examples=12, database=None, **_FUZZ)
+settings.register_profile("long", max_examples=int(os.environ.get("ASYMVPR_FUZZ_CASES", "1000")), **_FUZZ)
+settings.load_profile("suite")

@@ -61,6 +61,8 @@ def test_replays_every_message_in_order_with_the_clock_ahead_of_the_stamps(graph
     with RosProcess("bag_player", [str(bag), "--rate", "4", "--wait-for", IMAGE, ODOM, "/clock"], tmp_path / "log") as player:
         graph.wait_until(lambda: len(images) == N_FRAMES and len(odometry) == N_FRAMES, "all messages")
         assert player.wait() == 0
+        last_ns = START_NS + (N_FRAMES - 1) * STEP_NS
+        graph.wait_until(lambda: clock and stamp_ns(clock[-1].clock) >= last_ns, "the last tick")
         assert f"played to the end: {2 * N_FRAMES} messages" in player.log
     assert stamps(images) == stamps(odometry) == [START_NS + i * STEP_NS for i in range(N_FRAMES)]
     assert [bytes(message.data) for message in images] == [frame(i) for i in range(N_FRAMES)]
@@ -68,6 +70,18 @@ def test_replays_every_message_in_order_with_the_clock_ahead_of_the_stamps(graph
     ticks = [stamp_ns(message.clock) for message in clock]
     assert ticks == sorted(ticks) and ticks[0] == START_NS and ticks[-1] == START_NS + (N_FRAMES - 1) * STEP_NS
     assert set(stamps(images)) <= set(ticks)
+
+
+def test_two_subscribers_of_one_topic_are_waited_for(graph, bag, tmp_path):
+    first = graph.listen(Odometry, ODOM)
+    twice = [str(bag), "--rate", "2", "--wait-for", ODOM, ODOM]
+    player = RosProcess("bag_player", [*twice, "--wait-timeout-s", "4"], tmp_path / "log")
+    assert player.wait() == 1 and f"1 of 2 subscribe to {ODOM} after 4 s" in player.log and first == []
+    second: list[Odometry] = []
+    graph.node.create_subscription(Odometry, ODOM, second.append, N_FRAMES)
+    with RosProcess("bag_player", twice, tmp_path / "log2") as player:
+        graph.wait_until(lambda: len(first) == len(second) == N_FRAMES, "all messages at both")
+        assert player.wait() == 0
 
 
 def test_topics_are_selected_and_remapped(graph, bag, tmp_path):
@@ -97,6 +111,7 @@ def test_a_signal_stops_the_replay_with_exit_code_0(graph, bag, tmp_path):
         (["{bag}", "--topics", "/scan"], 1, f"/scan is not in bag .*{IMAGE} (sensor_msgs/msg/CompressedImage)"),
         (["{bag}", "--wait-for", "/scan"], 1, "/scan is waited for but not played"),
         (["{bag}", "--wait-for", IMAGE, "--wait-timeout-s", "0"], 1, f"nobody subscribes to {IMAGE} after 0 s"),
+        (["{bag}", "--wait-for", "/clock", IMAGE, IMAGE, "--wait-timeout-s", "0"], 1, f"nobody subscribes to /clock, {IMAGE} after 0 s"),
         (["{bag}", "--rate", "0"], 2, "must be greater than 0"),
         (["{bag}", "--rate", "fast"], 2, "'fast' is no number"),
         ([], 2, "the following arguments are required: bag"),

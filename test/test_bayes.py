@@ -62,7 +62,14 @@ def unknown(rng: np.random.Generator) -> np.ndarray:
 
 
 def matcher(ring: Ring, **settings) -> Matcher:
-    given = {"sequence": "bayes", "exclude_time_s": 0.0, "min_posterior": 0.99, "evidence_spacing_m": 1.0, **settings}
+    given = {
+        "sequence": "bayes",
+        "exclude_time_s": 0.0,
+        "min_posterior": 0.99,
+        "evidence_spacing_m": 1.0,
+        "min_observations": 1.0,
+        **settings,
+    }
     return Matcher(ring, build_index(ring.descriptors), MatcherSettings(**given))
 
 
@@ -114,6 +121,47 @@ def test_standing_before_a_place_proves_nothing_more():
     first, *rest = [answer for answer, _ in drive(m, ring, np.full(40, 60.0))]
     assert all(abs(answer.posterior - first.posterior) < 0.02 for answer in rest)
     assert not any(answer.accepted for answer in rest)
+
+
+def test_a_place_is_followed_for_as_many_observations_as_asked_before_it_is_accepted():
+    ring, way = Ring(), steps(42.0, 60.0)  # from a street that no other resembles; an observation is a metre
+    first = {}
+    for needed in (1.0, 5.0, 9.0):
+        answers = [answer for answer, _ in drive(matcher(ring, min_observations=needed), ring, way)]
+        first[needed] = float(way[[answer.accepted for answer in answers].index(True)])
+        # The first frame is an observation, each metre one more; what comes into the map later than the rest counts less.
+        assert needed - 1.0 <= first[needed] - 42.0 <= needed + 1.5
+        if needed > 1.0:
+            asked = [answer.reason for answer in answers if "observations" in answer.reason]
+            assert asked and all(f"observations, {needed:g} needed" in reason and "known from" in reason for reason in asked)
+    blind = [answer for answer, _ in drive(matcher(ring, min_observations=5.0, max_speed_m_s=4.0), ring, way, odometry="none")]
+    assert not any(answer.accepted for answer in blind[: 4 * FRAMES_HZ])  # without odometry an observation is a second
+    assert any(answer.reason.endswith("5 needed (without odometry one a second)") for answer in blind)
+
+
+def test_a_robot_that_comes_to_a_twin_from_nowhere_waits_longer_than_the_twin_lasts():
+    ring = Ring()
+    # Only side 0 is in the map: the robot is on its twin, which the map does not have, and then in the open.
+    ring.keyframes, ring.descriptors = ring.keyframes[:SIDE_M], ring.descriptors[:SIDE_M]
+    full = Ring()
+    for needed, accepts in ((1.0, True), (40.0, False)):
+        m, rng = matcher(ring, min_observations=needed), np.random.default_rng(5)
+        answers = []
+        for i, way in enumerate(steps(80.0, 118.0)):
+            frame = QueryFrame(round((10_000 + i / FRAMES_HZ) * S), ring_pose(way))
+            answers.append(m.match(full.seen_at(way, rng), frame))
+        assert any(answer.accepted for answer in answers) is accepts
+
+
+def test_the_match_is_looked_for_in_the_middle_of_the_place():
+    ring, rng = Ring(), np.random.default_rng(6)
+    m = matcher(ring, score_threshold=0.4)
+    drive(m, ring, steps(45.0, 70.0))
+    # Resembles the right keyframe, and one seven metres ahead still more: within the agreement radius, but not where the robot is.
+    both = 0.6 * ring.seen_at(70.0, rng) + 0.8 * ring.seen_at(77.0, rng)
+    answer = m.match((both / np.linalg.norm(both)).astype(np.float32), QueryFrame(round(10_012.5 * S), ring_pose(70.0)))
+    assert answer.candidates[0].keyframe_index == 77 and answer.accepted
+    assert answer.match.keyframe_index == 70
 
 
 def test_a_kidnapped_robot_is_found_again_and_never_at_its_old_place():
@@ -198,7 +246,8 @@ def test_evidence_is_bounded_grows_with_the_score_and_does_not_depend_on_the_sca
 
 def test_a_likelihood_can_be_given():
     ring = Ring()
-    m = Matcher(ring, build_index(ring.descriptors), MatcherSettings(sequence="bayes", exclude_time_s=0.0, min_posterior=0.95),
+    settings = MatcherSettings(sequence="bayes", exclude_time_s=0.0, min_posterior=0.95, min_observations=1.0)
+    m = Matcher(ring, build_index(ring.descriptors), settings,
                 likelihood=lambda scores, reference: np.where(scores > 0.8, 9.0, -9.0))  # fmt: skip
     assert m.match(ring.descriptors[60], QueryFrame(10_000 * S)).accepted  # one frame suffices such a likelihood
 

@@ -147,6 +147,19 @@ def test_node_load(tmp_path: Path):
     assert row["latency_ms_p95"] >= row["latency_ms_p50"] > 0
 
 
+def test_long_run(tmp_path: Path):
+    """Every fault at least once in half a minute: none ends the node, and every frame is counted."""
+    pytest.importorskip("rclpy", reason="needs ROS 2")
+    size = ("--width", 64, "--height", 48, "--keyframes", 20, "--network", "lcnet_035@16_gem_64px")
+    run("long_run.py", "--minutes", 0.4, "--faster", 12, *size, "--out", tmp_path / "long.json", "--plots", tmp_path / "plots")
+    found = values(tmp_path / "long.json")
+    assert all(found["events"].values()) and found["refusals"] == [] and found["exit_code"] == 0
+    last = found["rows"][-1]
+    assert last["frames_processed"] > 0 and last["clock_resets"] > 0 and all(row["active"] for row in found["rows"])
+    assert last["frames_received"] - sum(last[f"frames_{n}"] for n in ("processed", "dropped", "stale", "failed")) in (0, 1)
+    assert len(list((tmp_path / "plots").glob("long_run_*.png"))) == 3
+
+
 def test_town_trajectory(tmp_path: Path):
     """A lap over the very streets of the map: nearly every frame closes, and odometry differs with its seed."""
     pytest.importorskip("gtsam")
@@ -227,6 +240,6 @@ def test_frame_and_robot_cost(tmp_path: Path):
     found = values(tmp_path / "frame.json")
     assert set(found["core_seconds"]) > {"bare encoder, input ready", "raw frame to match", "JPEG to match"}
     options = ("--networks", f"{network}:32", "--keyframes", 50, "--rates", 5, "--seconds", 1)
-    run("robot_cost.py", *options, "--out", tmp_path / "cost.json")
+    run("robot_cost.py", *options, "--without-node", "--out", tmp_path / "cost.json")
     results = values(tmp_path / "cost.json", aims=False)["results"]
     assert all(result["frames"] >= 5 and result["memory_mb"] > 20 for result in results.values()) and len(results) == 2

@@ -14,8 +14,17 @@ from asymvpr_core.datasets.bag_writer import BagWriter
 from asymvpr_core.errors import ArtefactError, EvaluationError, SettingsError
 from asymvpr_core.evaluation.bag import open_run
 from asymvpr_core.evaluation.calibrate import calibrate
-from asymvpr_core.evaluation.calibration_fit import Samples, fit_errors, fit_scores, isotonic_probabilities, precision_bounds, single_points
+from asymvpr_core.evaluation.calibration_fit import (
+    Samples,
+    fit_errors,
+    fit_scores,
+    isotonic_probabilities,
+    precision_bounds,
+    single_points,
+    stretches_along,
+)
 from asymvpr_core.evaluation.calibration_samples import Placed, samples_of_gallery, samples_of_run, samples_of_session
+from asymvpr_core.evaluation.decisions import Decisions
 from asymvpr_core.evaluation.held_out import held_out
 from asymvpr_core.retrieval.calibration import CALIBRATION, agreement_settings, read_calibration, threshold_of, write_calibration
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
@@ -85,6 +94,42 @@ def test_the_threshold_is_the_smallest_that_shows_the_precision():
                 break
         assert points.threshold_for(target) == naive
     assert points.threshold_for(0.999) is None and points.best_bound < 0.999
+
+
+def test_a_stretch_begins_where_the_last_one_is_far_enough_away():
+    xy = np.array([[0, 0], [1, 0], [2.9, 0], [3, 0], [3, 2.9], [3.1, 3], [3, 3], [40, 0]], float)
+    assert stretches_along(xy, 3.0).tolist() == [0, 0, 0, 1, 1, 2, 2, 3]  # the way back counts no more than the way there
+    assert stretches_along(xy, 0.0).tolist() == list(range(8))
+    assert stretches_along(xy[:0], 3.0).tolist() == []
+
+
+def test_frames_of_one_stretch_are_one_witness():
+    generator = np.random.default_rng(7)
+    found, stretches = some_scores(500, seed=4), generator.integers(0, 120, 500)
+    points = single_points(found.scores, found.correct, 0.8, stretches)
+    for threshold in found.scores[::25]:
+        accepted = found.scores >= threshold
+        some = {g for g, a in zip(stretches, accepted, strict=True) if a}
+        wrong = {g for g, a, right in zip(stretches, accepted, found.correct, strict=True) if a and not right}
+        shown = precision_bounds(np.array([len(some)]), np.array([len(some - wrong)]), 0.8)[0]
+        target = shown if shown > 0 else 0.0
+        chosen = points.threshold_for(target)
+        assert chosen is not None and chosen <= threshold  # the smallest that shows as much
+    # Ten frames of each of 30 façades, all right: they show what 30 frames show, and not 300.
+    scores, right = np.linspace(0.5, 0.9, 300), np.ones(300, dtype=bool)
+    grouped = single_points(scores, right, 0.95, np.repeat(np.arange(30), 10))
+    assert grouped.best_bound == pytest.approx(0.05 ** (1 / 30))
+    assert single_points(scores, right, 0.95).best_bound == pytest.approx(0.05 ** (1 / 300))
+
+
+def test_accepted_frames_of_one_stretch_are_counted_once():
+    accepted = np.array([[1, 1, 1, 0, 1, 1], [0, 1, 0, 0, 0, 1]], bool)
+    right = np.array([[1, 1, 0, 0, 1, 1], [0, 1, 0, 0, 0, 1]], bool)
+    decisions, stretches = Decisions(np.array([0.2, 0.6]), accepted, right), np.array([0, 0, 0, 1, 2, 3])
+    counts = [column.tolist() for column in decisions.counts(None, stretches)]
+    assert counts == [[3, 2], [2, 2]]  # the first stretch has a wrong frame at the lower threshold alone
+    assert [column.tolist() for column in decisions.counts(np.array([3, 4, 5]), stretches)] == [[2, 1], [2, 1]]
+    assert [column.tolist() for column in decisions.counts()] == [[5, 2], [4, 2]]
 
 
 def test_held_out_thirds_are_judged_by_the_others():
@@ -173,7 +218,7 @@ def gallery(world, tmp_path):
     return make_street(tmp_path / "gallery")
 
 
-EASY = CalibrationSettings(target_precision=0.9, confidence=0.9)
+EASY = CalibrationSettings(target_precision=0.9, confidence=0.9, stretch_m=1.0)  # the places are 2 m apart
 OFF = MatcherSettings(sequence="off")
 
 
@@ -220,7 +265,9 @@ def test_the_gallery_alone_calibrates_both_searches(world, gallery):
 
 def test_too_little_data_is_refused_and_nothing_is_written(world, gallery, tmp_path):
     run = open_run(world / "live", SourceSettings(pose_topic="/ground_truth/pose"))
-    with pytest.raises(EvaluationError, match="50 frames.* show a precision of 0.9.* expected 0.99 at .*299 accepted.*longer run"):
+    with pytest.raises(
+        EvaluationError, match="50 frames of .* stretches.* show a precision of 0.[89].* expected 0.99 at .*299 accepted.*longer run"
+    ):
         calibrate(gallery, world / "model", run=run, evaluation=NEAR, matcher=OFF, out=tmp_path / "out")
     assert not (gallery / CALIBRATION).exists() and not (tmp_path / "out").exists()
 

@@ -278,3 +278,15 @@ def test_every_local_link_leads_somewhere(document: Path):
             target = (document.parent / path).resolve() if path else document
             assert target.exists(), f"{document.name} leads to {link}, which is not there"
             assert not anchor or anchor in heading_anchors(target), f"{document.name} leads to {link}, which has no such heading"
+
+
+def test_tests_that_documents_name_exist():
+    there = set(
+        re.findall(
+            r"^def (test_\w+)\(", "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "test").glob("test_*.py")), re.M
+        )
+    )
+    files = {path.name for path in (REPOSITORY / "test").glob("*.py")}
+    named = {span for span in spans() if span.startswith("test_")}
+    assert len(named) > 30
+    assert named <= there | files, named - there - files

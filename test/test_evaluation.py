@@ -116,7 +116,7 @@ def test_worst_pairs_come_first_and_best_are_true(world, tmp_path):
 
 
 def test_candidates_are_those_of_the_recogniser_itself(world, tmp_path):
-    settings = MatcherSettings(sequence_length=3, min_votes=2, score_threshold=0.6)
+    settings = MatcherSettings(sequence="vote", sequence_length=3, min_votes=2, score_threshold=0.6)
     source = SourceSettings(pose_topic="/ground_truth/pose", keyframes=None)
     result = evaluate_bag(world / "live", world / "gallery", world / "model", evaluation=NEAR, matcher=settings, out=tmp_path / "out")
     recogniser = PlaceRecogniser.open(world / "gallery", world / "model", settings)

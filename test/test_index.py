@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -122,3 +123,11 @@ def test_search_caps_its_threads_in_any_thread_and_restores_them():
     thread.start()
     thread.join()
     assert Recorder.threads == [2] and after == [5]
+
+
+def test_a_faiss_that_is_too_old_is_refused_with_the_remedy():
+    """Debian's 1.7.3 has neither; what is installed here has all."""
+    index_module.check_faiss(faiss)
+    old = SimpleNamespace(__version__="1.7.3", IO_FLAG_MMAP_IFC=1)
+    with pytest.raises(RetrievalError, match=r"FAISS 1\.7\.3 .* lacks IndexRaBitQ, MaybeOwnedVectorUInt8; expected 1\.11 .*pip install"):
+        index_module.check_faiss(old)

@@ -70,7 +70,7 @@ def test_threshold_is_inclusive_and_reported(score, accepted):
     assert result.accepted is accepted
     assert (result.covariance is not None) is accepted
     if not accepted:
-        assert result.reason == f"best score {score:.3f} is below the threshold 0.500"
+        assert result.reason == f"best score {score:.3f} is below the threshold 0.550"
         assert len(result.candidates) == 5  # candidates are given before any threshold
 
 
@@ -116,7 +116,7 @@ def test_vote_needs_agreeing_frames():
     assert [d.accepted for d in decisions] == [False, False, True]
     assert decisions[0].reason == "1 of the last 1 frames agree, 3 needed"
     assert decisions[1].reason == "2 of the last 2 frames agree, 3 needed"
-    assert decisions[2].reason == "score 0.900 reaches the threshold 0.500, 3 of the last 3 frames agree"
+    assert decisions[2].reason == "score 0.900 reaches the threshold 0.550, 3 of the last 3 frames agree"
 
 
 def test_one_outlier_does_not_stop_the_vote_and_is_not_accepted():

@@ -124,7 +124,7 @@ class TestOneNode:
     def test_unknown_place_is_rejected_with_the_reason_and_no_pose(self, running):
         stamp = show(running, 400)
         _, message, values = running.wait_for_status(lambda level, message, values: message.startswith("rejected"), "the rejection")
-        assert "is below the threshold 0.500" in message and message == f"rejected: {values['last_reject_reason']}"
+        assert "is below the threshold 0.550" in message and message == f"rejected: {values['last_reject_reason']}"
         assert not of_stamp(running.heard[POSE], stamp) and not of_stamp(running.heard[CLOSURE], stamp)
 
     @pytest.mark.parametrize(

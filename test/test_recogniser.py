@@ -81,14 +81,14 @@ def test_no_loop_closure_where_the_keyframe_has_no_stamp(street, tmp_path):
 
 
 def test_reset_and_changed_settings_start_a_new_vote(street):
-    recogniser = PlaceRecogniser.open(*street, MatcherSettings(sequence_length=2, min_votes=2))
+    recogniser = PlaceRecogniser.open(*street, MatcherSettings(sequence="vote", sequence_length=2, min_votes=2))
     picture = make_picture(3)
     assert not recogniser.process(picture, at(LATER)).prior.accepted
     recogniser.reset()
     assert not recogniser.process(picture, at(LATER + 1)).prior.accepted
     assert recogniser.process(picture, at(LATER + 2)).prior.accepted
     with pytest.raises(SettingsError, match="min_votes"):
-        recogniser.change_settings(MatcherSettings(sequence_length=2, min_votes=3))
+        recogniser.change_settings(MatcherSettings(sequence="vote", sequence_length=2, min_votes=3))
     assert recogniser.process(picture, at(LATER + 3)).prior.accepted  # a refused change leaves the old settings and their vote
     recogniser.change_settings(MatcherSettings(sequence="off"))
     assert recogniser.process(picture, at(LATER + 4)).prior.accepted

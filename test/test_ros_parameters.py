@@ -67,7 +67,7 @@ def test_the_parameter_file_names_every_parameter_with_its_default():
 @pytest.mark.parametrize("namespace", ["", "/robot1", "/site/robot1"])
 def test_the_parameter_file_reaches_the_node_in_any_namespace(tmp_path, namespace):
     file = tmp_path / "changed.yaml"
-    file.write_text(CONFIG.read_text(encoding="utf-8").replace("top_k: 5", "top_k: 7").replace('"vote"', "off"), encoding="utf-8")
+    file.write_text(CONFIG.read_text(encoding="utf-8").replace("top_k: 5", "top_k: 7").replace('"bayes"', "off"), encoding="utf-8")
     arguments = ["--ros-args", "--params-file", str(file)]
     _, parameters, _ = make_node(cli_args=arguments, namespace=namespace)
     assert parameters.resolved.matcher.top_k == 7
@@ -78,6 +78,7 @@ def test_the_parameter_file_reaches_the_node_in_any_namespace(tmp_path, namespac
     ("given", "reason"),
     [
         ({"score_threshold": 3.0}, "'score_threshold'.*out of range"),
+        ({"score_threshold": None}, "'score_threshold' is given without a value; give a double"),
         ({"score_threshold": float("nan")}, "'score_threshold'.*nan"),
         ({"score_threshold": 1}, "expecting type 'DOUBLE'.*with a decimal point"),
         ({"top_k": 0}, "'top_k'.*out of range"),

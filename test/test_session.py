@@ -226,7 +226,7 @@ def test_settings_change_and_the_keyframes_stay(model):
     answer = recogniser.process(revisit(make_picture(2), 5), at(60.0, 100.0))
     assert len(recogniser.session) == 13 and len(answer.session.candidates) == 2 and not answer.session.accepted
     with pytest.raises(SettingsError, match="min_votes"):
-        recogniser.change_settings(MatcherSettings(sequence_length=2, min_votes=3))
+        recogniser.change_settings(MatcherSettings(sequence="vote", sequence_length=2, min_votes=3))
     assert recogniser.matcher_settings.top_k == 2
     recogniser.reset()
     assert len(recogniser.session) == 13

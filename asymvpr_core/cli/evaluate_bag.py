@@ -18,7 +18,12 @@ from asymvpr_core.settings_files import make_settings
 
 def bag(
     bag: Annotated[list[Path], typer.Argument(help="rosbag2 of the live run; may be several", metavar="BAG…", show_default=False)],
-    gallery: Annotated[Path, typer.Option("--gallery", help="folder of the gallery", metavar="DIR", show_default=False)],
+    gallery: Annotated[
+        list[Path],
+        typer.Option(
+            "--gallery", help="folder of the gallery; several of one map frame are searched as one", metavar="DIR", show_default=False
+        ),
+    ],
     model: Annotated[
         list[Path], typer.Option(help="folder of the query model; may be given several times", metavar="DIR", show_default=False)
     ],
@@ -62,6 +67,8 @@ def bag(
       asymvpr evaluate bag monday tuesday --gallery map --model model --model other_model \\
           --ground-truth monday.tum --ground-truth tuesday.tum --odometry-topic /odom \\
           --sequence off,vote,bayes --out compared
+      asymvpr evaluate bag live_bag --gallery ground_floor --gallery first_floor --model model \\
+          --ground-truth /ground_truth/pose --out report
     """
     if len(ground_truth) not in (1, len(bag)):
         raise typer.BadParameter(f"{len(ground_truth)} for {len(bag)} bags; give one, or one for each", param_hint="'--ground-truth'")

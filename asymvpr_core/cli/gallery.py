@@ -1,31 +1,29 @@
-"""`asymvpr gallery`: build a gallery, look at one, check one."""
+"""`asymvpr gallery`: build a gallery, add images to one, look at one, check one."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import typer
 
-from asymvpr_core.cli.options import Config, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
+from asymvpr_core.cli.gallery_append import append
+from asymvpr_core.cli.gallery_summary import print_shortfall, print_summary
+from asymvpr_core.cli.options import KINDS, Config, GalleryFolder, ImageTopic, PoseTopic, Trajectory, Weights, out_option, setting
 from asymvpr_core.cli.progress import terminal_progress
 from asymvpr_core.config import (
     THUMBNAIL_SIDE_PX,
     BenchmarkSettings,
     EngineSettings,
     GallerySettings,
-    IndexKind,
     IndexSettings,
     SourceSettings,
 )  # fmt: skip
 from asymvpr_core.settings_files import make_settings
 
-app = typer.Typer(help="Build a gallery, look at one, check one.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Build a gallery, add images to one, look at one, check one.", no_args_is_help=True, rich_markup_mode=None)
 
-KINDS = "|".join(["auto", *get_args(IndexKind)])
-_SHOWN = 20  # skipped images in a summary
-
-GalleryFolder = Annotated[Path, typer.Argument(help="folder of a gallery", metavar="DIR", show_default=False)]
+app.command()(append)
 
 
 @app.command()
@@ -119,9 +117,9 @@ def build(
         dataset, settings, out, projection_from=projection_from, weights=weights, skip_unreadable=skip_unreadable,
         engine=engine_settings, index=index_settings, progress=terminal_progress(),
     )  # fmt: skip
-    _print_summary(out)
+    print_summary(out)
     if isinstance(settings.projection_dim, int) and projection_from is None:
-        _print_shortfall(out, settings.projection_dim)
+        print_shortfall(out, settings.projection_dim)
 
 
 @app.command()
@@ -161,15 +159,15 @@ def project(
     from asymvpr_core.gallery.project import project_gallery
 
     project_gallery(gallery, dim, settings, out, projection_from=projection_from, index=index_settings, progress=terminal_progress())
-    _print_summary(out)
+    print_summary(out)
     if projection_from is None:
-        _print_shortfall(out, dim)
+        print_shortfall(out, dim)
 
 
 @app.command()
 def info(gallery: GalleryFolder) -> None:
     """Print what a gallery holds and what made it."""
-    _print_summary(gallery)
+    print_summary(gallery)
 
 
 @app.command()
@@ -186,59 +184,3 @@ def verify(gallery: GalleryFolder) -> None:
     open_index(opened)
     read_calibration(gallery)
     typer.echo(f"{gallery} is whole: {len(manifest.files)} files, {len(opened)} keyframes, pair {manifest.gallery_network.pair_id}")
-
-
-def _print_summary(path: Path) -> None:
-    from asymvpr_core.gallery.store import Gallery
-    from asymvpr_core.retrieval.calibration import read_calibration
-    from asymvpr_core.retrieval.gallery_index import read_index_manifest
-
-    gallery = Gallery.open(path, verify=False)
-    manifest, index = gallery.manifest, read_index_manifest(gallery)
-    identity = manifest.gallery_network
-    rows = {
-        "gallery": path,
-        "keyframes": len(gallery),
-        "map frame": gallery.map_frame,
-        "network": identity.name,
-        "descriptors": f"{identity.dimension}-D {gallery.descriptors.dtype}",
-        "index": "exact" if index is None else index.note or index.kind,
-        "projection": "none" if identity.projection_sha256 is None else identity.projection_sha256[:12],
-        "pair": identity.pair_id,
-        "weights": _weights(identity.weights_sha256, manifest.details.get("weights")),
-        "skipped": f"{len(manifest.details.get('skipped_images', {}))} unreadable images",
-        "source": manifest.inputs.get("source", "unknown"),
-        "size": f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:.1f} MB in {len(manifest.files)} files",
-        "created": f"{manifest.created} by asymvpr {manifest.asymvpr_version}",
-    }
-    for name, value in rows.items():
-        typer.echo(f"{name:12} {value}")
-    calibration = read_calibration(path)
-    for line in ["calibrated   no"] if calibration is None else calibration.summary():
-        typer.echo(line)
-    if calibration is not None and calibration.gallery.get("digest") != gallery.digest:
-        typer.echo(f"calibrated   NOT usable: it is of gallery {calibration.gallery.get('path')}, as it was then")
-    skipped = list(manifest.details.get("skipped_images", {}).values())
-    for reason in skipped[:_SHOWN]:
-        typer.echo(f"skipped      {reason}")
-    if len(skipped) > _SHOWN:
-        typer.echo(f"skipped      {len(skipped) - _SHOWN} more, all of them in {path / 'manifest.json'}")
-
-
-def _print_shortfall(path: Path, asked: int) -> None:
-    """Say where PCA gave fewer dimensions than were asked for."""
-    from asymvpr_core.gallery.store import Gallery
-
-    gallery = Gallery.open(path, verify=False)
-    dimension = gallery.manifest.gallery_network.dimension
-    if dimension < asked:
-        typer.echo(f"note: {dimension}-D, where {asked} were asked for: PCA of {len(gallery)} images gives no more")
-
-
-def _weights(sha256: str, details: dict[str, Any] | None) -> str:
-    """Checksum of the weights file, and what was not taken from it as it is."""
-    if not details:
-        return sha256[:12]
-    reasons = dict.fromkeys(details["ignored"].values())
-    ignored = [f"{sum(why == reason for why in details['ignored'].values())} tensors ignored: {reason}" for reason in reasons]
-    return "; ".join([f"{sha256[:12]}, {details['tensors']} tensors", *ignored, *details["notes"]])

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from asymvpr_core.cli.gallery import KINDS
-from asymvpr_core.cli.options import Config, setting
+from asymvpr_core.cli.options import KINDS, Config, setting
 from asymvpr_core.cli.progress import terminal_progress
 from asymvpr_core.config import IndexSettings
 from asymvpr_core.settings_files import make_settings

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic_core import PydanticUndefined
 
-from asymvpr_core.config import SECTIONS, Settings, SourceSettings
+from asymvpr_core.config import SECTIONS, IndexKind, Settings, SourceSettings
 
 
 def setting(kind: type[Settings], name: str, flag: str | None = None, *, none_is: str = "not given", **options: Any) -> Any:
@@ -34,6 +34,9 @@ def out_option(what: str) -> Any:
     return typer.Option("--out", help=f"folder that becomes {what}; must not exist yet", metavar="DIR", show_default=False)
 
 
+KINDS = "|".join(["auto", *get_args(IndexKind)])  # of index
+
+GalleryFolder = Annotated[Path, typer.Argument(help="folder of a gallery", metavar="DIR", show_default=False)]
 Config = Annotated[
     Path | None,
     typer.Option(

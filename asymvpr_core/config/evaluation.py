@@ -26,6 +26,9 @@ class CalibrationSettings(Settings):
 
     target_precision: float = Field(0.99, gt=0.0, lt=1.0, description="precision that the data has to show, or nothing is written")
     confidence: float = Field(0.95, gt=0.0, lt=1.0, description="confidence of the lower bound of a precision, one-sided")
+    stretch_m: float = Field(
+        3.0, ge=0.0, description="frames within this distance [m] of a run, or of the gallery, count once for that bound; 0: each by itself"
+    )
     views: int = Field(2, ge=1, le=16, description="augmented pictures of a keyframe that stand for revisits where none was recorded")
     impostor_distance_m: float | None = Field(
         None, gt=0.0, description="keyframes beyond this [m] stand for places that are not mapped; None: twice the radius"

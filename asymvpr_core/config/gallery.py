@@ -81,8 +81,10 @@ class IndexSettings(Settings):
     memory_mb: float = Field(1024.0, gt=0.0, description="most memory that a search needs to have at hand [MB]")
     recall: float = Field(0.99, gt=0.0, le=1.0, description="share of the k exact neighbours that has to be found")
     k: int = Field(10, ge=1, le=1000, description="neighbours over which that recall is measured")
-    refine: Literal["descriptors", "sq8"] = Field(
-        "descriptors", description="what the candidates are ranked again with: the stored descriptors, or an 8-bit copy in the index"
+    refine: Literal["auto", "descriptors", "sq8"] = Field(
+        "auto",
+        description="what the candidates are ranked again with: the stored descriptors, or an 8-bit copy in the index; "
+        "auto: the copy for rabitq above 1024-D, where it fits the memory",
     )
     queries: int = Field(200, ge=10, description="queries, made up from the descriptors, that recall and time are measured on")
     threads: int = Field(1, ge=1, description="CPU threads of the build; only one builds hnsw the same every time")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -61,13 +62,13 @@ class MatcherSettings(Settings):
     """When a query frame is declared to be at a place of the gallery; docs/matching.md has the equations."""
 
     top_k: int = Field(5, ge=1, le=100, description="number of candidates per frame")
-    score_threshold: float = Field(0.5, ge=-1.0, le=1.0, description="smallest cosine that may be accepted")
+    score_threshold: float = Field(0.55, ge=-1.0, le=1.0, description="smallest cosine that may be accepted")
     target_precision: float = Field(
         0.0, ge=0.0, lt=1.0, description="wanted precision; takes the place of score_threshold where the gallery is calibrated; 0: not used"
     )
     exclude_time_s: float = Field(30.0, ge=0.0, description="keyframes closer in time than this [s] are no loop closure")
     sequence: Literal["off", "vote", "bayes"] = Field(
-        "vote", description="temporal agreement: off, a vote over the last frames, or a discrete Bayes filter over the keyframes"
+        "bayes", description="temporal agreement: off, a vote over the last frames, or a discrete Bayes filter over the keyframes"
     )
     sequence_length: int = Field(5, ge=1, le=100, description="frames in the vote")
     min_votes: int = Field(4, ge=1, le=100, description="frames of the vote, this one included, whose best must agree")
@@ -76,6 +77,9 @@ class MatcherSettings(Settings):
     )
     min_posterior: float = Field(0.99, ge=0.5, le=1.0, description="bayes: smallest probability of the best place that is accepted")
     evidence_spacing_m: float = Field(3.0, gt=0.0, description="bayes: frames closer than this [m] are one observation")
+    min_observations: float = Field(
+        8.0, ge=0.0, description="bayes: observations, each evidence_spacing_m of way, for which a place is followed before it is accepted"
+    )
     agreement_radius_m: float = Field(8.0, gt=0.0, description="candidates within this distance [m] agree")
     agreement_yaw_deg: float = Field(45.0, gt=0.0, le=180.0, description="candidates within this yaw [deg] agree")
     max_frame_gap_s: float = Field(3.0, gt=0.0, description="a pause between frames longer than this [s] starts a new vote")
@@ -124,6 +128,10 @@ class NodeSettings(Settings):
     """Parameters of the place-recognition node; the matcher's and the runtime's are declared beside them."""
 
     gallery_path: str = Field("", description="folder of the prior gallery; empty: none, and only the session's own keyframes are matched")
+    gallery_paths: tuple[str, ...] = Field(
+        ("",),
+        description="folders of more prior galleries in the same map frame, searched as one with gallery_path; empty: none",
+    )
     model_path: str = Field("", description="folder of the exported query model")
     session_path: str = Field("", description="folder that ~/save_session writes the session gallery to")
     map_frame: str = Field("", description="frame of the published poses; empty: the gallery's own")
@@ -145,6 +153,11 @@ class NodeSettings(Settings):
     )
     publish_tf: bool = Field(False, description="publish the transform from map to odom; needs tf2_msgs")
     autostart: bool = Field(True, description="configure and activate without a lifecycle manager")
+
+    @property
+    def prior_paths(self) -> list[Path]:
+        """The prior galleries: that of `gallery_path`, then those of `gallery_paths`."""
+        return [Path(path) for path in (self.gallery_path, *self.gallery_paths) if path]
 
     @field_validator("map_frame", "base_frame")
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any
 
 from rosbags.rosbag2 import Reader
 
+from asymvpr_core.datasets.bag_limits import check_chunks, check_sqlite_schema, limit_decompression
 from asymvpr_core.datasets.bag_storage import check_sqlite_path, standard_types
 from asymvpr_core.errors import BagError
 
@@ -62,8 +63,14 @@ class Bag:
         path = Path(path)
         try:
             _check_is_bag(path)
+            limit_decompression()
             reader = Reader(path)
             reader.open()
+            storages = getattr(reader.storage, "storages", [reader.storage])
+            check_chunks(path, storages)
+            for storage in storages:  # those that were unpacked for it
+                if storage.path.suffix == ".db3" and path not in (storage.path, *storage.path.parents):
+                    check_sqlite_schema(storage.path)
         except BagError:
             raise
         except Exception as error:  # rosbags lets errors of SQLite, YAML, zstd and struct through; they share no base
@@ -137,6 +144,9 @@ class Bag:
                 break
             except Exception as error:  # as in open()
                 raise _damaged(self.path, error) from error
+            if not isinstance(raw, bytes | memoryview) or not isinstance(received_ns, int):
+                # SQLite keeps a value of any type in any column.
+                raise _damaged(self.path, TypeError(f"a record on {connection.topic} holds a {type(raw).__name__} as its message"))
             seen.add(connection.topic)
             yield BagMessage(connection.topic, connection.msgtype, received_ns, raw)
         if topics is not None and start_ns is None and stop_ns is None and (silent := set(topics) - seen):
@@ -184,6 +194,8 @@ def _check_is_bag(path: Path) -> None:
         )
     if path.suffix == ".db3" or (path.is_dir() and any(path.glob("*.db3"))):
         check_sqlite_path(path.absolute(), "sqlite3")
+        for file in [path] if path.is_file() else sorted(path.glob("*.db3")):
+            check_sqlite_schema(file)
 
 
 def _storage_files(folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 import numpy as np
@@ -37,6 +37,12 @@ def image_names(root: Path) -> list[str]:
     return sorted(names)
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a name that a table gives is a path that cannot leave the folder it is relative to."""
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
+
+
 def only_existing(root: Path, records: Sequence[ImageRecord], index: str, allow_missing: bool) -> tuple[list[ImageRecord], list[str]]:
     """The records whose files are there, and the names of the others.
 
@@ -45,8 +51,14 @@ def only_existing(root: Path, records: Sequence[ImageRecord], index: str, allow_
         allow_missing: refuse only where all are absent.
 
     Raises:
-        DatasetError: images are absent; the first five are named.
+        DatasetError: images are absent, or lie outside of `root`; the first five are named.
     """
+    outside = [record.name for record in records if not stays_inside(record.name)]
+    if outside:
+        raise DatasetError(
+            f"{index} names images outside of {root}: {', '.join(map(ascii, outside[:5]))}", expected=f"paths below {root}",
+            remedy="move the images below it",
+        )  # fmt: skip
     there = _existing(root, [record.name for record in records])
     missing = [record.name for record in records if record.name not in there]
     if missing and not (allow_missing and there):

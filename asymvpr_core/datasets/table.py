@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from decimal import InvalidOperation
 from pathlib import Path, PurePosixPath
 
 from asymvpr_core.datasets.dataset import FileDataset
 from asymvpr_core.datasets.geographic import geographic_frame, place_records
-from asymvpr_core.datasets.image_files import only_existing
+from asymvpr_core.datasets.image_files import only_existing, stays_inside
 from asymvpr_core.datasets.trajectory import checked_pose, parse_stamp
 from asymvpr_core.errors import DatasetError
 from asymvpr_core.types import ImageRecord, Pose
@@ -116,7 +115,7 @@ class CsvDataset(FileDataset):
             return None
         try:
             return parse_stamp(row["stamp"])
-        except (ValueError, OverflowError, InvalidOperation) as error:
+        except ValueError as error:
             raise DatasetError(f"{self.path}, line {line}: stamp is '{row['stamp']}'", expected="seconds, with decimals") from error
 
     def _place_id(self, line: int, row: dict[str, str]) -> int | None:
@@ -131,14 +130,13 @@ class CsvDataset(FileDataset):
         return place_id
 
     def _image_name(self, line: int, text: str) -> str:
-        name = PurePosixPath(text)
-        if not text or name.is_absolute() or ".." in name.parts or "\\" in text or "\0" in text:
+        if not stays_inside(text):
             raise DatasetError(
                 f"{self.path}, line {line}: image is '{text}'",
                 expected=f"a path with '/' inside {self.path.parent}",
                 remedy="move the csv above its images",
             )
-        return name.as_posix()
+        return PurePosixPath(text).as_posix()
 
     def _check_images(self, allow_missing: bool) -> None:
         names = [record.name for record in self.records]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +128,7 @@ def read_tum(path: Path) -> Trajectory:
         try:
             stamps_ns.append(parse_stamp(fields[0]))
             x, y, z, qx, qy, qz, qw = (float(v) for v in fields[1:])
-        except (ValueError, OverflowError, InvalidOperation) as error:
+        except ValueError as error:
             raise DatasetError(f"{where} holds a field that is no such number", expected=TUM_COLUMNS) from error
         poses.append(checked_pose(Pose((x, y, z), (qx, qy, qz, qw)), where))
     return Trajectory(stamps_ns, poses, name=str(path))
@@ -155,9 +155,14 @@ def parse_stamp(text: str) -> int:
     """Nanoseconds from decimal seconds, exact (a float64 of today's epoch is good to 0.2 us only).
 
     Raises:
-        ValueError, OverflowError, InvalidOperation: no finite number, or beyond the year 2262.
+        ValueError: no finite number, or beyond the year 2262.
     """
-    stamp_ns = int((Decimal(text) * 1_000_000_000).to_integral_value())
+    try:
+        seconds = Decimal(text)
+        # Before it becomes a whole number: 1e999999 would have a million digits.
+        stamp_ns = int((seconds * 1_000_000_000).to_integral_value()) if abs(seconds) < 10_000_000_000 else 2**63
+    except ArithmeticError as error:  # of decimal: no number, NaN, an exponent without a limit
+        raise ValueError(f"stamp '{text}' is no number") from error
     if abs(stamp_ns) >= 2**63:
         raise ValueError(f"stamp '{text}' is out of range; are these nanoseconds?")
     return stamp_ns

@@ -88,7 +88,8 @@ def replay_live(
     player = ["bag_player", str(bag), "--rate", str(rate), "--wait-for", image_topic, "/clock"]
     if odometry_topic is not None:
         node += ["-r", f"odom:={odometry_topic}"]
-        player += [odometry_topic] if slam is not None else []
+        # Node and graph: what is sent before a subscriber is found is lost to it.
+        player += [odometry_topic, odometry_topic] if slam is not None else []
     player += ["--topics", image_topic, *([] if odometry_topic is None else [odometry_topic])]
     with ExitStack() as stack:
         recorder, running = (stack.enter_context(_process(command, out)) for command in (["match_recorder", "--out", str(recording)], node))
@@ -126,7 +127,9 @@ def find_slam() -> Path:
 
 
 def _slam_arguments(out: Path, odometry_topic: str) -> list[str]:
-    return ["--out", str(out), "--ros-args", "-r", f"odom:={odometry_topic}", "-p", "use_sim_time:=true"]
+    # The player is reliable. A best-effort subscription misses what comes between the publisher's finding it and its finding the publisher.
+    reliable = f"qos_overrides.{odometry_topic}.subscription.reliability:=reliable"
+    return ["--out", str(out), "--ros-args", "-r", f"odom:={odometry_topic}", "-p", "use_sim_time:=true", "-p", reliable]
 
 
 @contextmanager

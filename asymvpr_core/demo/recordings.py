@@ -32,7 +32,7 @@ class Recordings:
 
     `outline` are polygons (V, 2) [m] of buildings, drawn beneath the maps; empty where unknown.
     `matcher` and `evaluation` are the settings that fit the recordings: frames that are no sequence
-    get no vote, and the town's rule for a correct match is stricter than 25 m.
+    get no agreement over time, and the town's rule for a correct match is stricter than 25 m.
     """
 
     mapping: Path
@@ -65,8 +65,7 @@ def rendered_recordings(out: Path, settings: TownSettings, progress: Progress = 
         mapping_source=source,
         live_source=source,
         outline=build_town(town).outline(),
-        # Look-alike streets: a façade that another street shows too proves nothing, several along the way driven do.
-        matcher=MatcherSettings(sequence="bayes"),
+        matcher=MatcherSettings(),
         # At 25 m a frame at a junction would count as a revisit of the street that it does not look into.
         evaluation=EvaluationSettings(radius_m=10.0, max_yaw_deg=45.0),
         description=f"rendered town, seed {town.seed}: mapping by {town.mapping_weather}, live lap in {', '.join(town.live_weather)}",

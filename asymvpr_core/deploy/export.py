@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from asymvpr_core.config import ExportSettings
-from asymvpr_core.deploy.model_folder import MODEL, SELF_TEST, FilePrecision, Parity, Variant
+from asymvpr_core.deploy.model_folder import MODEL, SELF_TEST, FilePrecision, Parity, Variant, preprocess_of
 from asymvpr_core.deploy.onnx_files import write_fp16, write_ir, write_onnx
 from asymvpr_core.deploy.openvino_session import openvino_version, why_no_openvino
 from asymvpr_core.deploy.parity import ParityCheck, Pictures, Views, ways_to_run
@@ -67,7 +67,9 @@ def export_model(
     run_path, out = Path(run_path), Path(out)
     run = read_manifest(run_path, "run")
     verify_files(run_path, run, [WEIGHTS])
-    preprocess = Preprocess.model_validate(run.details["preprocess"])
+    if "query_network" not in run.details:
+        raise ArtefactError(f"the manifest of run {run_path} does not name its query_network", remedy="train it again with 'asymvpr train'")
+    preprocess = preprocess_of(run_path, run)
     if not preprocess.is_static:
         found = f"{run.details['query_network']} takes pictures of any size (fit '{preprocess.fit}')"
         raise DeployError(found, expected="a network of one input size", remedy="train a query network of fit 'squash'")

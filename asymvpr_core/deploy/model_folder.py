@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -98,7 +98,10 @@ class ModelFolder:
         path = Path(path)
         manifest = read_manifest(path, "model")
         details = manifest.details
-        preprocess = _preprocess(path, details)
+        preprocess = preprocess_of(path, manifest)
+        if not preprocess.is_static:
+            found = f"the manifest of model {path} has pre-processing of fit '{preprocess.fit}'"
+            raise ArtefactError(found, expected="squash", remedy=EXPORT_AGAIN)
         if "variants" not in details:  # format version 1
             return ModelFolder(path, manifest, preprocess, (Variant.named("onnx", "fp32"),), (), {}, folded=False)
         try:
@@ -176,12 +179,10 @@ class ModelFolder:
         return inputs, descriptors
 
 
-def _preprocess(path: Path, details: dict[str, Any]) -> Preprocess:
+def preprocess_of(path: Path, manifest: Manifest) -> Preprocess:
+    """The image transform that the manifest of a model or a run gives. Raises ArtefactError where it gives none."""
     try:
-        preprocess = Preprocess.model_validate(details.get("preprocess"))
+        return Preprocess.model_validate(manifest.details.get("preprocess"))
     except ValidationError as error:
-        raise ArtefactError(f"the manifest of model {path} holds no pre-processing", remedy=EXPORT_AGAIN) from error
-    if not preprocess.is_static:
-        found = f"the manifest of model {path} has pre-processing of fit '{preprocess.fit}'"
-        raise ArtefactError(found, expected="squash", remedy=EXPORT_AGAIN)
-    return preprocess
+        remedy = EXPORT_AGAIN if manifest.kind == "model" else "train it again with 'asymvpr train'"
+        raise ArtefactError(f"the manifest of {manifest.kind} {path} holds no pre-processing", remedy=remedy) from error

@@ -16,7 +16,7 @@ from asymvpr_core.deploy.model_folder import FilePrecision, Parity, RuntimeName,
 from asymvpr_core.deploy.onnxruntime_session import OnnxRuntimeSession
 from asymvpr_core.deploy.openvino_session import OpenVinoSession, computes_bf16, why_no_openvino
 from asymvpr_core.deploy.session import Session, cosines
-from asymvpr_core.errors import ImageError, MemoryBankError
+from asymvpr_core.errors import ArtefactError, ImageError, MemoryBankError
 from asymvpr_core.gallery.several import AnyGallery
 from asymvpr_core.manifest import Manifest
 from asymvpr_core.memory.cells import gallery_places
@@ -76,13 +76,21 @@ class Views:
         """Views of `count` pictures spread over the run's gallery; None where it or its pictures are gone, or none are wanted."""
         if gallery is None or searched is None or count == 0 or len(searched) != len(gallery):
             return None
-        augmentation = AugmentationSettings.model_validate(run.settings.get("augmentation", {}))
         try:
-            places = gallery_places(gallery, CellSettings.model_validate(run.settings.get("cells", {})))
+            augmentation = AugmentationSettings.model_validate(run.settings.get("augmentation", {}))
+            cells = CellSettings.model_validate(run.settings.get("cells", {}))
+            seed = int(run.settings.get("seed", 0))
+        except (ValueError, TypeError) as error:  # pydantic's is a ValueError
+            raise ArtefactError(
+                "the manifest of the run holds settings that no training has: augmentation, cells or seed",
+                remedy="train it again with 'asymvpr train'",
+            ) from error
+        try:
+            places = gallery_places(gallery, cells)
         except MemoryBankError as error:  # the run had places of its own, from a bank
             _LOG.warning("Recall@1 of the variants is not measured: %s", error)
             return None
-        images = GalleryImages(gallery, places, preprocess, augmentation, seed=int(run.settings.get("seed", 0)))
+        images = GalleryImages(gallery, places, preprocess, augmentation, seed=seed)
         chosen = _spread(np.arange(len(gallery)), count)
         try:
             # An epoch that no training reaches: views that it has not seen.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
 from asymvpr_core.deploy.model_folder import EXPORT_AGAIN, ModelFolder, RuntimeName, Variant
@@ -30,6 +32,7 @@ def open_session(folder: ModelFolder, choice: Choice, cache: Path | None = None)
     else:
         session = OnnxRuntimeSession.open(path, choice.provider, choice.precision, choice.threads, cache)
     _check_fit(folder, variant, session)
+    _return_freed_memory()
     return session
 
 
@@ -46,6 +49,14 @@ def precisions_of(runtime: RuntimeName, provider: str) -> tuple[str, ...]:
     if runtime == "openvino":
         return ("fp32", "bf16", "int8") if computes_bf16() else ("fp32", "int8")
     return ("fp32", "int8") if provider == "cpu" else ("fp32", "fp16", "int8")
+
+
+def _return_freed_memory() -> None:
+    """Give back what loading needed besides the network itself: glibc would keep it, a network's weights once more."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # musl has none, and gives back by itself
+            libc.malloc_trim(0)
 
 
 def _check_fit(folder: ModelFolder, variant: Variant, session: Session) -> None:

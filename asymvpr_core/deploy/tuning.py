@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -28,7 +27,8 @@ from asymvpr_core.deploy.openvino_session import openvino_version
 from asymvpr_core.deploy.report import Measured, Notes
 from asymvpr_core.deploy.runtimes import open_session, precisions_of, why_not
 from asymvpr_core.deploy.session import Choice, Session, cosines
-from asymvpr_core.errors import DeployError
+from asymvpr_core.errors import ArtefactError, DeployError
+from asymvpr_core.json_files import read_json
 from asymvpr_core.manifest import write_text_atomically
 
 TUNING = "tuning.json"
@@ -240,9 +240,9 @@ def _user_cache(folder: ModelFolder) -> Path:
 def _read(path: Path) -> dict[str, tuple[Measured, ...]]:
     """The measurements in a file; none where it is missing, or no longer what was written: then it is measured again."""
     try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path, "remove it")
         return TypeAdapter(dict[str, tuple[Measured, ...]]).validate_python(raw)
-    except (OSError, ValueError, ValidationError):
+    except (OSError, ArtefactError, ValidationError):
         return {}
 
 

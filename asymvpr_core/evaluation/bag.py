@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from asymvpr_core.evaluation.loop_closure import PrecisionRecall, precision_reca
 from asymvpr_core.evaluation.outcomes import FrameOutcome, in_ring, judge, without_recent
 from asymvpr_core.evaluation.picture_pairs import PicturePairs, picture_pairs
 from asymvpr_core.evaluation.protocol import check_map_frames, check_poses, write_metrics
-from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import new_folder
 from asymvpr_core.progress import Progress, silent
+from asymvpr_core.retrieval.joint import PriorGallery
 from asymvpr_core.retrieval.matcher import Verifier
 from asymvpr_core.retrieval.recogniser import PlaceRecogniser
 from asymvpr_core.types import Match, QueryFrame, Recognition
@@ -47,7 +47,7 @@ class BagResult:
     frames: list[FrameOutcome]
     sweep: PrecisionRecall
     agreed: PrecisionRecall
-    gallery: Gallery
+    gallery: PriorGallery
     pairs: PicturePairs
     descriptors: np.ndarray
     out: Path
@@ -55,7 +55,7 @@ class BagResult:
 
 def evaluate_bag(
     bag: Path,
-    gallery_path: Path,
+    gallery_path: Path | Sequence[Path],
     model_path: Path,
     *,
     out: Path,
@@ -72,6 +72,7 @@ def evaluate_bag(
     `source` (a pose topic, or a TUM file); its keyframe settings are ignored.
 
     Args:
+        gallery_path: several galleries in one map frame are searched as one.
         odometry_topic: what the matcher knows of the robot's motion; None: nothing.
 
     Raises:
@@ -111,14 +112,14 @@ def evaluate_run(
     return result
 
 
-def prior_of(recogniser: PlaceRecogniser) -> tuple[Gallery, MatcherSettings]:
+def prior_of(recogniser: PlaceRecogniser) -> tuple[PriorGallery, MatcherSettings]:
     """The gallery that a run is judged by, and the matcher's settings as resolved. Raises EvaluationError without a prior gallery."""
     if recogniser.gallery is None or recogniser.matcher is None:
         raise EvaluationError("the recogniser has no prior gallery", remedy="open it with the gallery that the run is judged by")
     return recogniser.gallery, recogniser.matcher.settings
 
 
-def check_run(dataset: Dataset, gallery: Gallery, evaluation: EvaluationSettings) -> None:
+def check_run(dataset: Dataset, gallery: PriorGallery, evaluation: EvaluationSettings) -> None:
     """Refuse a run that cannot be judged by the gallery. Raises EvaluationError."""
     check_poses(dataset.records, str(dataset.root), evaluation.max_yaw_deg)
     check_poses(gallery.keyframes, f"gallery {gallery.path}", evaluation.max_yaw_deg)
@@ -172,7 +173,7 @@ def sweep_of(scores: list[float], correct: list[bool], ignored: list[bool], fram
     return precision_recall(np.array(scores)[counted], np.array(correct)[counted], opportunities)
 
 
-def verifier_of(gallery: Gallery, matcher: MatcherSettings) -> Verifier | None:
+def verifier_of(gallery: PriorGallery, matcher: MatcherSettings) -> Verifier | None:
     """What compares pictures, where the settings ask for it. Raises RetrievalError where the gallery holds no thumbnails."""
     if matcher.geometric_verification == "off":
         return None

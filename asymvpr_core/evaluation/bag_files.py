@@ -11,10 +11,10 @@ import numpy as np
 
 from asymvpr_core.datasets.trajectory import Trajectory, write_tum
 from asymvpr_core.evaluation.outcomes import FrameOutcome
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.retrieval.joint import PriorGallery
 
 
-def write_matches(path: Path, frames: Sequence[FrameOutcome], gallery: Gallery) -> None:
+def write_matches(path: Path, frames: Sequence[FrameOutcome], gallery: PriorGallery) -> None:
     """Every frame, what was said of it and what was true."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

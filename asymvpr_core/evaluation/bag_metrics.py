@@ -12,12 +12,12 @@ from asymvpr_core.evaluation.loop_closure import PrecisionRecall
 from asymvpr_core.evaluation.outcomes import FrameOutcome, Outcome, detection_delay
 from asymvpr_core.evaluation.protocol import correct_match_rule, encoder_identity, gallery_identity, median, percentiles
 from asymvpr_core.evaluation.retrieval_metrics import recall_at_k
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.retrieval.joint import PriorGallery
 
 
 def bag_metrics(
     run: EncodedRun,
-    gallery: Gallery,
+    gallery: PriorGallery,
     matcher: MatcherSettings,
     frames: list[FrameOutcome],
     sweep: PrecisionRecall,

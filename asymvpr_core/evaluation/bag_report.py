@@ -149,7 +149,7 @@ def similarity_figure(result: BagResult, title: str = "") -> Figure:
         "Dark: similar. A revisit is a dark line along which the matches lie; a look-alike place is another one. Where there are many "
         "frames or keyframes, a cell is the largest similarity of its block."
     )
-    plot = plot_similarity(result.descriptors, result.gallery.descriptors, marks)
+    plot = plot_similarity(result.descriptors, np.asarray(result.gallery.descriptors), marks)
     return Figure(plot, "Similarity of every frame to every keyframe.", f"{title}. {caption}" if title else caption)
 
 

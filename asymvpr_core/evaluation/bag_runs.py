@@ -44,7 +44,7 @@ class NamedRun:
 
 def evaluate_bags(
     bags: Sequence[RunSource],
-    gallery_path: Path,
+    gallery_path: Path | Sequence[Path],
     model_paths: Sequence[Path],
     matchers: dict[str, MatcherSettings],
     *,

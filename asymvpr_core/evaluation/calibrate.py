@@ -17,7 +17,7 @@ from asymvpr_core.datasets.keyframes import select_keyframes
 from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import EvaluationError, ImageError
 from asymvpr_core.evaluation.bag import verifier_of
-from asymvpr_core.evaluation.calibration_fit import Samples, agreed_points, fit_errors, fit_scores
+from asymvpr_core.evaluation.calibration_fit import Samples, agreed_points, fit_errors, fit_scores, stretches_along
 from asymvpr_core.evaluation.calibration_report import write_calibration_report
 from asymvpr_core.evaluation.calibration_samples import Placed, describe_run, samples_of_gallery, samples_of_run, samples_of_session
 from asymvpr_core.evaluation.decisions import decide, judge_by
@@ -100,7 +100,7 @@ def calibrate(
         search: fit_scores(samples, settings.confidence, found.agreed if search == "prior" else None)
         for search, samples in found.samples.items()
     }
-    threshold = _threshold(parts["prior"], settings, run)
+    threshold = _threshold(parts["prior"], found.samples["prior"].witnesses, settings, run)
     calibration = Calibration(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         gallery=gallery_key(gallery),
@@ -152,16 +152,16 @@ class _Stage:
         stored = Placed.of(self.gallery.keyframes, self.gallery.descriptors)
         if any(record.stamp_ns is None for record in run.records):  # pictures in no order of time
             frames = describe_run(run, self.model, self.progress)
-            found = _Found({"prior": samples_of_run(frames, stored, self.evaluation, self.matcher.exclude_time_s)})
+            found = _Found({"prior": samples_of_run(frames, stored, self.evaluation, self.matcher.exclude_time_s, self.settings.stretch_m)})
         else:
             odometry = None if odometry_topic is None else read_odometry(run.root, odometry_topic)
             encoded = encode_run(run, self.model, odometry, self.progress)
             frames = Placed.of(run.records, encoded.descriptors)
-            found = _Found({"prior": samples_of_run(frames, stored, self.evaluation, self.matcher.exclude_time_s)})
+            found = _Found({"prior": samples_of_run(frames, stored, self.evaluation, self.matcher.exclude_time_s, self.settings.stretch_m)})
             if self.matcher.sequence != "off" or self.matcher.geometric_verification != "off":
                 self._add_agreed(found, encoded)
             keyframes = select_keyframes([record.pose for record in run.records if record.pose is not None], KeyframeSettings())
-            session = samples_of_session(frames, self.evaluation, self.matcher.exclude_time_s, np.array(keyframes))
+            session = samples_of_session(frames, self.evaluation, self.matcher.exclude_time_s, np.array(keyframes), self.settings.stretch_m)
             if self._is_enough(session):
                 found.samples["session"] = session
         if "session" not in found.samples:
@@ -176,9 +176,10 @@ class _Stage:
         stored = Placed.of(self.gallery.keyframes, self.gallery.descriptors)
         plain, views = self._describe_gallery()
         impostor_m = self.settings.impostor_distance_m or 2.0 * self.evaluation.radius_m
+        protocol = (self.evaluation, self.matcher.exclude_time_s, impostor_m, self.settings.stretch_m)
         return {
-            "prior": samples_of_gallery(plain, views, stored, self.evaluation, self.matcher.exclude_time_s, impostor_m),
-            "session": samples_of_gallery(plain, views, plain, self.evaluation, self.matcher.exclude_time_s, impostor_m),
+            "prior": samples_of_gallery(plain, views, stored, *protocol),
+            "session": samples_of_gallery(plain, views, plain, *protocol),
         }
 
     def _add_agreed(self, found: _Found, run: EncodedRun) -> None:
@@ -190,8 +191,10 @@ class _Stage:
         index, verifier = open_index(self.gallery), verifier_of(self.gallery, self.matcher)
         decisions = decide(run, self.gallery, index, self.matcher, judge, verifier)
         opportunities = np.array([len(right) > 0 for right in positives])
-        found.agreed = agreed_points(decisions, self.matcher, self.settings.confidence)
-        found.held_out_agreed = held_out_agreed(decisions, opportunities, self.matcher, self.settings)
+        positions = np.array([record.pose.position[:2] for record in records if record.pose is not None])  # checked before: all have one
+        stretches = stretches_along(positions, self.settings.stretch_m)
+        found.agreed = agreed_points(decisions, self.matcher, self.settings.confidence, stretches=stretches)
+        found.held_out_agreed = held_out_agreed(decisions, opportunities, self.matcher, self.settings, stretches)
 
     def _is_enough(self, samples: Samples) -> bool:
         if not samples.correct.any():
@@ -221,15 +224,18 @@ def _protocol(gallery: Gallery, evaluation: EvaluationSettings, run: Dataset | N
         "probability": "isotonic regression of 'the best candidate is right' on its score",
         "precision_bound": "one-sided Clopper-Pearson bound of the share of right matches among what is accepted; single frames: all "
         "best candidates of at least the threshold; agreed: what the matcher accepts with it, tried at quantiles of the scores; "
-        "neighbouring frames of a run resemble each other, which it does not know",
+        "frames of one stretch of stretch_m count once: accepted where one of them is, right where all of those are",
         "from the gallery": "a keyframe that was passed again is asked for without its own pass, any other in augmented views without "
         "itself; every query once more of the keyframes beyond impostor_distance_m, where every answer is wrong",
         "errors": "over the right candidates that the threshold of target_precision accepts in the prior search",
     }
 
 
-def _threshold(prior: ScoreCalibration, settings: CalibrationSettings, run: Dataset | None) -> float:
+def _threshold(prior: ScoreCalibration, witnesses: int, settings: CalibrationSettings, run: Dataset | None) -> float:
     """The threshold for the wanted precision: with agreement over time where that was counted.
+
+    Args:
+        witnesses: stretches of way that the frames are of.
 
     Raises:
         EvaluationError: the data cannot show so much, neither with agreement nor without.
@@ -242,9 +248,9 @@ def _threshold(prior: ScoreCalibration, settings: CalibrationSettings, run: Data
     needed = int(np.ceil(np.log(1.0 - settings.confidence) / np.log(settings.target_precision)))
     longer = "give a labelled run with --run" if run is None else "give a longer run"
     raise EvaluationError(
-        f"{prior.frames} frames, of which {prior.correct} have a right best candidate, show a precision of "
+        f"{prior.frames} frames of {witnesses} stretches, {prior.correct} with a right best candidate, show a precision of "
         f"{max(points.best_bound for points in ways):.3f} at most",
         expected=f"{settings.target_precision:g} at a confidence of {settings.confidence:g}, "
-        f"which takes {needed} accepted frames without a wrong one",
+        f"which takes {needed} accepted stretches of {settings.stretch_m:g} m without a wrong one",
         remedy=f"{longer}, or ask for less with --target-precision or --confidence",
     )  # fmt: skip

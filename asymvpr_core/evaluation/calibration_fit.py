@@ -19,7 +19,8 @@ class Samples:
     """Best candidates whose truth is known, one a frame.
 
     `scores` (S,) and `correct` (S,) bool; `offsets_m` (S, 2) from the true position to the matched keyframe's in x and y [m];
-    `yaw_errors_deg` (S,), NaN where unknown. `basis` says where they come from.
+    `yaw_errors_deg` (S,), NaN where unknown. `basis` says where they come from. `stretches` (S,) int: frames of one stretch of way,
+    which are no independent witnesses of a precision; None: each is one by itself.
     """
 
     scores: np.ndarray
@@ -27,13 +28,20 @@ class Samples:
     offsets_m: np.ndarray
     yaw_errors_deg: np.ndarray
     basis: Literal["run", "gallery"]
+    stretches: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def part(self, rows: np.ndarray) -> Samples:
         """The samples of these row numbers."""
-        return Samples(self.scores[rows], self.correct[rows], self.offsets_m[rows], self.yaw_errors_deg[rows], self.basis)
+        stretches = None if self.stretches is None else self.stretches[rows]
+        return Samples(self.scores[rows], self.correct[rows], self.offsets_m[rows], self.yaw_errors_deg[rows], self.basis, stretches)
+
+    @property
+    def witnesses(self) -> int:
+        """How many stretches there are; without them, frames."""
+        return len(self) if self.stretches is None else len(np.unique(self.stretches))
 
 
 def fit_scores(samples: Samples, confidence: float, agreed: AgreedPoints | None = None) -> ScoreCalibration:
@@ -46,8 +54,9 @@ def fit_scores(samples: Samples, confidence: float, agreed: AgreedPoints | None 
         raise EvaluationError("there is no frame with a candidate to calibrate with", expected="frames with candidates and ground truth")
     scores, correct = np.asarray(samples.scores, dtype=np.float64), np.asarray(samples.correct, dtype=bool)
     knots, probabilities = isotonic_probabilities(scores, correct)
+    single = single_points(scores, correct, confidence, samples.stretches)
     return ScoreCalibration(
-        scores=tuple(knots.tolist()), probabilities=tuple(probabilities.tolist()), single=single_points(scores, correct, confidence),
+        scores=tuple(knots.tolist()), probabilities=tuple(probabilities.tolist()), single=single,
         agreed=agreed, frames=len(scores), correct=int(correct.sum()), basis=samples.basis,
     )  # fmt: skip
 
@@ -82,18 +91,50 @@ def isotonic_probabilities(scores: np.ndarray, correct: np.ndarray) -> tuple[np.
     return np.array(knots), np.array(probabilities)
 
 
-def single_points(scores: np.ndarray, correct: np.ndarray, confidence: float) -> OperatingPoints:
-    """Thresholds on single frames, and the precision that is shown for each."""
-    values, inverse = np.unique(scores, return_inverse=True)
-    accepted = np.cumsum(np.bincount(inverse, minlength=len(values))[::-1])[::-1]
-    right = np.cumsum(np.bincount(inverse, weights=correct, minlength=len(values))[::-1])[::-1]
-    thresholds, bounds = _records(values, precision_bounds(accepted, right, confidence))
+def stretches_along(xy: np.ndarray, stretch_m: float) -> np.ndarray:
+    """(F,) int: the stretch of way that each frame belongs to, counted up; a new one begins `stretch_m` from where the last one did.
+
+    Args:
+        xy: (F, 2) [m], in the order of the run.
+        stretch_m: 0: each frame by itself.
+    """
+    stretches = np.arange(len(xy))
+    if stretch_m <= 0 or len(xy) == 0:
+        return stretches
+    number, begin = 0, xy[0]
+    for row, position in enumerate(xy):
+        if np.hypot(*(position - begin)) >= stretch_m:
+            number, begin = number + 1, position
+        stretches[row] = number
+    return stretches
+
+
+def single_points(scores: np.ndarray, correct: np.ndarray, confidence: float, stretches: np.ndarray | None = None) -> OperatingPoints:
+    """Thresholds on single frames, and the precision that is shown for each.
+
+    Args:
+        stretches: (S,) int; a stretch is accepted where one of its frames is, and wrong where one of those is wrong.
+            None: each frame by itself.
+    """
+    _, stretch = np.unique(np.arange(len(scores)) if stretches is None else stretches, return_inverse=True)
+    best, best_wrong = np.full((2, len(scores) and int(stretch.max()) + 1), -np.inf)
+    np.maximum.at(best, stretch, scores)
+    np.maximum.at(best_wrong, stretch[~correct], scores[~correct])
+    values = np.unique(scores)
+    accepted, wrong = (len(column) - np.searchsorted(np.sort(column), values, side="left") for column in (best, best_wrong))
+    thresholds, bounds = _records(values, precision_bounds(accepted, accepted - wrong, confidence))
     return OperatingPoints(thresholds=thresholds, precision_bounds=bounds)
 
 
-def agreed_points(decisions: Decisions, settings: MatcherSettings, confidence: float, rows: np.ndarray | None = None) -> AgreedPoints:
-    """The same for what the matcher accepted at each threshold, on the frames `rows` where given."""
-    accepted, right = decisions.counts(rows)
+def agreed_points(
+    decisions: Decisions,
+    settings: MatcherSettings,
+    confidence: float,
+    rows: np.ndarray | None = None,
+    stretches: np.ndarray | None = None,
+) -> AgreedPoints:
+    """The same for what the matcher accepted at each threshold, on the frames `rows` where given; `stretches` (F,) of all frames."""
+    accepted, right = decisions.counts(rows, stretches)
     thresholds, bounds = _records(decisions.thresholds, precision_bounds(accepted, right, confidence))
     return AgreedPoints(thresholds=thresholds, precision_bounds=bounds, settings=agreement_settings(settings))
 

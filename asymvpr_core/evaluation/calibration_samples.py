@@ -11,7 +11,7 @@ import numpy as np
 from asymvpr_core.config import EvaluationSettings
 from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.deploy.runtime import QueryModel
-from asymvpr_core.evaluation.calibration_fit import Samples
+from asymvpr_core.evaluation.calibration_fit import Samples, stretches_along
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.types import ImageRecord
 
@@ -55,6 +55,7 @@ class _Questions:
     def __init__(self, gallery: Placed, evaluation: EvaluationSettings):
         self.gallery, self.evaluation = gallery, evaluation
         self.rows: list[tuple[float, bool, float, float, float]] = []
+        self.stretches: list[int] = []
 
     def distances_m(self, query: Placed, row: int) -> np.ndarray:
         """(N,) horizontal metres from the query to every keyframe."""
@@ -67,8 +68,11 @@ class _Questions:
             right &= np.abs(_yaw_errors_deg(query.heading_deg[row], self.gallery.heading_deg)) <= self.evaluation.max_yaw_deg
         return right
 
-    def ask(self, query: Placed, row: int, excluded: np.ndarray) -> None:
-        """Add the best candidate that is not `excluded` (N,) bool and does not lie in the ignored ring; nothing where none is left."""
+    def ask(self, query: Placed, row: int, excluded: np.ndarray, stretch: int) -> None:
+        """Add the best candidate that is not `excluded` (N,) bool and does not lie in the ignored ring; nothing where none is left.
+
+        `stretch` is the number of the stretch of way that the query stands for.
+        """
         distances_m = self.distances_m(query, row)
         outer_m = self.evaluation.radius_m + self.evaluation.ignore_ring_m
         allowed = np.flatnonzero(~excluded & ((distances_m <= self.evaluation.radius_m) | (distances_m > outer_m)))
@@ -80,10 +84,12 @@ class _Questions:
         dx, dy = self.gallery.xy[best] - query.xy[row]
         yaw = float(_yaw_errors_deg(query.heading_deg[row], self.gallery.heading_deg[best]))
         self.rows.append((float(scores.max()), right, float(dx), float(dy), yaw))
+        self.stretches.append(stretch)
 
     def samples(self, basis: Literal["run", "gallery"]) -> Samples:
         columns = np.array(self.rows, dtype=np.float64).reshape(-1, 5)
-        return Samples(columns[:, 0], columns[:, 1].astype(bool), columns[:, 2:4], columns[:, 4], basis)
+        stretches = np.array(self.stretches, dtype=np.int64)
+        return Samples(columns[:, 0], columns[:, 1].astype(bool), columns[:, 2:4], columns[:, 4], basis, stretches)
 
 
 def describe_run(dataset: Dataset, model: QueryModel, progress: Progress = silent) -> Placed:
@@ -93,20 +99,26 @@ def describe_run(dataset: Dataset, model: QueryModel, progress: Progress = silen
     return Placed.of(dataset.records, np.array([model.encode(image) for _, image in images], dtype=np.float32))
 
 
-def samples_of_run(run: Placed, gallery: Placed, evaluation: EvaluationSettings, exclude_time_s: float) -> Samples:
-    """Every frame of a labelled run against the prior gallery: its best candidate, right or not."""
-    questions = _Questions(gallery, evaluation)
+def samples_of_run(run: Placed, gallery: Placed, evaluation: EvaluationSettings, exclude_time_s: float, stretch_m: float = 0.0) -> Samples:
+    """Every frame of a labelled run against the prior gallery: its best candidate, right or not.
+
+    Args:
+        stretch_m: as `stretches_along`; pictures in no order of time are each by themselves.
+    """
+    questions, stretches = _Questions(gallery, evaluation), stretches_along(run.xy, stretch_m if (run.stamps_ns != NO_STAMP).all() else 0)
     for row in range(len(run)):
-        questions.ask(run, row, _close_in_time(run, row, gallery, exclude_time_s))
+        questions.ask(run, row, _close_in_time(run, row, gallery, exclude_time_s), int(stretches[row]))
     return questions.samples("run")
 
 
-def samples_of_session(run: Placed, evaluation: EvaluationSettings, exclude_time_s: float, keyframes: np.ndarray) -> Samples:
+def samples_of_session(
+    run: Placed, evaluation: EvaluationSettings, exclude_time_s: float, keyframes: np.ndarray, stretch_m: float = 0.0
+) -> Samples:
     """Every frame of a labelled run against its own keyframes (row numbers) of more than `exclude_time_s` before: light against light."""
-    session = run.part(keyframes)
+    session, stretches = run.part(keyframes), stretches_along(run.xy, stretch_m)
     questions, window_ns = _Questions(session, evaluation), round(exclude_time_s * 1e9)
     for row in range(len(run)):
-        questions.ask(run, row, session.stamps_ns > run.stamps_ns[row] - window_ns)
+        questions.ask(run, row, session.stamps_ns > run.stamps_ns[row] - window_ns, int(stretches[row]))
     return questions.samples("run")
 
 
@@ -117,6 +129,7 @@ def samples_of_gallery(
     evaluation: EvaluationSettings,
     exclude_time_s: float,
     impostor_distance_m: float,
+    stretch_m: float = 0.0,
 ) -> Samples:
     """Revisits and impostors made of the keyframes themselves, as many of the one as of the other.
 
@@ -130,7 +143,7 @@ def samples_of_gallery(
         views: augmented pictures of the same keyframes, described by it too.
         gallery: what is searched, rows as in `plain`: the stored descriptors, or `plain` itself for the session.
     """
-    questions = _Questions(gallery, evaluation)
+    questions, stretches = _Questions(gallery, evaluation), stretches_along(plain.xy, stretch_m)
     for row in range(len(plain)):
         distances_m = questions.distances_m(plain, row)
         right = questions.right(plain, row, distances_m)
@@ -142,8 +155,9 @@ def samples_of_gallery(
         else:
             queries, left_out = views, itself & bool((right & ~itself).any())
         for query in queries:
-            questions.ask(query, row, left_out)
-            questions.ask(query, row, distances_m <= impostor_distance_m)
+            # A place and its absence are two witnesses; its views are one.
+            questions.ask(query, row, left_out, 2 * int(stretches[row]))
+            questions.ask(query, row, distances_m <= impostor_distance_m, 2 * int(stretches[row]) + 1)
     return questions.samples("gallery")
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from asymvpr_core.config import MatcherSettings
 from asymvpr_core.evaluation.encoded_run import EncodedRun
 from asymvpr_core.evaluation.loop_closure import PrecisionRecall
-from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.image_decoding import decode_image
+from asymvpr_core.retrieval.joint import PriorGallery
 from asymvpr_core.retrieval.matcher import Matcher, Verifier
 from asymvpr_core.types import Match, QueryFrame
 
@@ -30,10 +30,21 @@ class Decisions:
     accepted: np.ndarray
     right: np.ndarray
 
-    def counts(self, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(T,) accepted and (T,) right frames, of the frames `rows` only where given."""
-        chosen = slice(None) if rows is None else rows
-        return self.accepted[:, chosen].sum(axis=1), self.right[:, chosen].sum(axis=1)
+    def counts(self, rows: np.ndarray | None = None, stretches: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(T,) accepted and (T,) right frames, of the frames `rows` only where given.
+
+        Args:
+            stretches: (F,) int; counts stretches of way in place of frames: accepted where one of its frames is, right where all those are.
+        """
+        chosen = np.arange(self.accepted.shape[1]) if rows is None else rows
+        accepted, right = self.accepted[:, chosen], self.right[:, chosen]
+        if stretches is None:
+            return accepted.sum(axis=1), right.sum(axis=1)
+        _, stretch = np.unique(stretches[chosen], return_inverse=True)
+        member = np.zeros((len(chosen), len(np.unique(stretch))))
+        member[np.arange(len(chosen)), stretch] = 1.0
+        some, wrong = accepted @ member > 0, (accepted & ~right) @ member > 0
+        return some.sum(axis=1), (some & ~wrong).sum(axis=1)
 
     def curve(self, n_opportunities: int) -> PrecisionRecall:
         """Precision and recall at the thresholds that accept something, highest threshold first; there is no area below so few points."""
@@ -45,7 +56,7 @@ class Decisions:
 
 
 def decide(
-    run: EncodedRun, gallery: Gallery, index: object, settings: MatcherSettings, judge: Judge, verifier: Verifier | None = None
+    run: EncodedRun, gallery: PriorGallery, index: object, settings: MatcherSettings, judge: Judge, verifier: Verifier | None = None
 ) -> Decisions:
     """Run the matcher over the whole run, with its threshold at one quantile of the best scores after another.
 

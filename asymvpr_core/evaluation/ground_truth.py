@@ -70,8 +70,7 @@ def gallery_benchmark(gallery: Gallery, queries: Dataset, settings: EvaluationSe
 
 def holds_database(gallery: Gallery, database: Dataset) -> bool:
     """Whether the gallery was built from exactly these images, in this order: its stored descriptors are theirs."""
-    source = gallery.manifest.inputs.get("source")
-    if not isinstance(source, str) or Path(source) != Path(database.root).resolve():
+    if any(part.source == "" or Path(part.source) != Path(database.root).resolve() for part in gallery.parts):
         return False
     return [keyframe.name for keyframe in gallery.keyframes] == [record.name for record in database.records]
 

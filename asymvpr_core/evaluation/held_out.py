@@ -84,16 +84,21 @@ def held_out(samples: Samples, settings: CalibrationSettings) -> HeldOut:
 
 
 def held_out_agreed(
-    decisions: Decisions, opportunities: np.ndarray, matcher: MatcherSettings, settings: CalibrationSettings
+    decisions: Decisions,
+    opportunities: np.ndarray,
+    matcher: MatcherSettings,
+    settings: CalibrationSettings,
+    stretches: np.ndarray | None = None,
 ) -> tuple[Split, ...]:
     """The same for what the matcher accepts with agreement over time.
 
     Args:
         opportunities: (F,) bool: frames that have a right keyframe.
+        stretches: (F,) int; what counts once for the threshold. What is accepted in the part left out is counted by frames.
     """
     splits = []
     for rows, others in _thirds(decisions.accepted.shape[1]):
-        threshold = agreed_points(decisions, matcher, settings.confidence, others).threshold_for(settings.target_precision)
+        threshold = agreed_points(decisions, matcher, settings.confidence, others, stretches).threshold_for(settings.target_precision)
         chosen = None if threshold is None else int(np.searchsorted(decisions.thresholds, threshold))
         accepted = 0 if chosen is None else int(decisions.accepted[chosen, rows].sum())
         right = 0 if chosen is None else int(decisions.right[chosen, rows].sum())

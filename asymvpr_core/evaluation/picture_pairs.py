@@ -9,7 +9,7 @@ from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.errors import ImageError
 from asymvpr_core.evaluation.outcomes import FrameOutcome, Outcome
 from asymvpr_core.evaluation.report import ImagePair, Tone, number, picture
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.retrieval.joint import PriorGallery
 
 N_PAIRS = 6
 
@@ -49,7 +49,7 @@ def choose_apart(order: Iterable[int], count: int, min_gap: int, taken: Sequence
     return chosen
 
 
-def picture_pairs(frames: Sequence[FrameOutcome], dataset: Dataset, gallery: Gallery) -> PicturePairs:
+def picture_pairs(frames: Sequence[FrameOutcome], dataset: Dataset, gallery: PriorGallery) -> PicturePairs:
     """Best and worst pairs of a run, spread over it.
 
     Best: true matches by score. Worst: false matches by score, then rejected frames whose best
@@ -70,7 +70,7 @@ def picture_pairs(frames: Sequence[FrameOutcome], dataset: Dataset, gallery: Gal
     return PicturePairs(tuple(pairs[: len(best)]), tuple(pairs[len(best) :]))
 
 
-def load_pairs(choices: Sequence[PairChoice], dataset: Dataset, gallery: Gallery) -> list[ImagePair]:
+def load_pairs(choices: Sequence[PairChoice], dataset: Dataset, gallery: PriorGallery) -> list[ImagePair]:
     """Read the pictures of `choices`, in their order; a gallery picture that is gone is left out, and the label says so."""
     wanted = sorted({choice.query_index for choice in choices})
     queries = {index: picture(image) for index, image in dataset.read_images(wanted)}

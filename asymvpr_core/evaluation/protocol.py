@@ -13,8 +13,8 @@ from asymvpr_core import __version__
 from asymvpr_core.config import EvaluationSettings
 from asymvpr_core.deploy.runtime import QueryModel
 from asymvpr_core.errors import EvaluationError
-from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import write_text_atomically
+from asymvpr_core.retrieval.joint import PriorGallery
 from asymvpr_core.types import ImageRecord, angle_difference_deg
 
 
@@ -24,7 +24,7 @@ def correct_match_rule(settings: EvaluationSettings, match: str = "gallery image
     return rule if settings.max_yaw_deg is None else f"{rule} and within {settings.max_yaw_deg:g} deg of its heading"
 
 
-def check_map_frames(gallery: Gallery, frame: str, what: str) -> None:
+def check_map_frames(gallery: PriorGallery, frame: str, what: str) -> None:
     """Refuse to compare positions of different frames; "utm" is any UTM zone, an empty name is unknown and trusted.
 
     Raises:
@@ -76,9 +76,9 @@ def heading_difference_deg(a: ImageRecord, b: ImageRecord) -> float:
     return abs(angle_difference_deg(a.heading_deg, b.heading_deg))
 
 
-def gallery_identity(gallery: Gallery) -> dict[str, Any]:
+def gallery_identity(gallery: PriorGallery) -> dict[str, Any]:
     """What names a gallery in metrics: path, network, pair, dimension, size, frame."""
-    network = gallery.manifest.gallery_network
+    network = gallery.gallery_network
     return {
         "path": str(gallery.path),
         "network": network.name,
@@ -89,7 +89,7 @@ def gallery_identity(gallery: Gallery) -> dict[str, Any]:
     }
 
 
-def encoder_identity(encoder: object, gallery: Gallery) -> dict[str, Any]:
+def encoder_identity(encoder: object, gallery: PriorGallery) -> dict[str, Any]:
     """What names the query side: a query model with its checksum, or else the gallery's own network."""
     if isinstance(encoder, QueryModel):
         manifest = encoder.manifest
@@ -97,7 +97,7 @@ def encoder_identity(encoder: object, gallery: Gallery) -> dict[str, Any]:
         name = manifest.details.get("query_network") or manifest.settings.get("query_network") or Path(encoder.path).name
         pair_id = manifest.gallery_network.pair_id
         return {"kind": "query model", "name": name, "path": str(encoder.path), "pair_id": pair_id, "sha256": checksums}
-    network = gallery.manifest.gallery_network
+    network = gallery.gallery_network
     return {"kind": "gallery network", "name": network.name, "pair_id": network.pair_id}
 
 

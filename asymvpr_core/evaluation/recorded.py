@@ -58,7 +58,7 @@ def read_recording(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             if not isinstance(record["topic"], str) or not isinstance(record["stamp_ns"], int):
                 raise TypeError("'topic' is no text or 'stamp_ns' no whole number")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EvaluationError(
                 f"line {number} of recording {path} is no record of match_recorder", remedy="end the recorder with SIGINT, not SIGKILL"
             ) from error

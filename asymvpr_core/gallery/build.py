@@ -35,6 +35,8 @@ from asymvpr_core.resumable import build_resumably, link_or_copy
 from asymvpr_core.retrieval.building import index_gallery
 from asymvpr_core.row_file import RowFile
 
+_BLOCK = 4096  # rows copied at a time
+
 
 def build_gallery(
     source: Dataset,
@@ -112,8 +114,13 @@ def _write(
     write_keyframes(staging / KEYFRAMES, [source.records[i] for i in described.kept])
 
 
-def write_descriptors(staging: Path, features: np.ndarray, projection: Projection | None, dtype: str) -> None:
+def write_descriptors(
+    staging: Path, features: np.ndarray, projection: Projection | None, dtype: str, *, before: np.ndarray | None = None
+) -> None:
     """Write projection and descriptors of (N, C) features into the staging folder of a gallery, block by block.
+
+    Args:
+        before: (M, D) descriptors that stand in front of them, of the same type.
 
     Raises:
         GalleryError: a descriptor that is not finite.
@@ -121,8 +128,11 @@ def write_descriptors(staging: Path, features: np.ndarray, projection: Projectio
     dimension = features.shape[1] if projection is None else projection.dimension
     if projection is not None:
         projection.save(staging / PROJECTION)
-    row = 0
-    with RowFile(staging / DESCRIPTORS, (len(features), dimension), np.dtype(dtype)) as descriptors:
+    count = 0 if before is None else len(before)
+    with RowFile(staging / DESCRIPTORS, (count + len(features), dimension), np.dtype(dtype)) as descriptors:
+        for start in range(0, count, _BLOCK):
+            descriptors.write(start, before[start : start + _BLOCK])  # type: ignore[index]
+        row = count
         for block in [features] if projection is None else projection.blocks(features):
             finite = np.isfinite(block).all(axis=1)
             if not finite.all():
@@ -131,11 +141,11 @@ def write_descriptors(staging: Path, features: np.ndarray, projection: Projectio
             row += len(block)
 
 
-def write_thumbnails(staging: Path, source: Dataset, kept: list[int], side_px: int, progress: Progress) -> None:
-    """Write a thumbnail of every keyframe into the staging folder of a gallery; keyframe i is image `kept[i]` of the source."""
-    (staging / THUMBNAILS).mkdir()
+def write_thumbnails(staging: Path, source: Dataset, kept: list[int], side_px: int, progress: Progress, first: int = 0) -> None:
+    """Write a thumbnail of every keyframe into the staging folder of a gallery; keyframe `first + i` is image `kept[i]` of the source."""
+    (staging / THUMBNAILS).mkdir(exist_ok=True)
     images = progress(source.read_images(kept), "thumbnails", len(kept))
-    for keyframe, (_, image) in enumerate(images):
+    for keyframe, (_, image) in enumerate(images, start=first):
         (staging / thumbnail_name(keyframe)).write_bytes(encode_thumbnail(image, side_px))
 
 

@@ -53,7 +53,7 @@ def project_gallery(
     with new_folder(out) as staging:
         write_descriptors(staging, gallery.descriptors, projection, str(gallery.descriptors.dtype))
         shutil.copy2(gallery.path / KEYFRAMES, staging / KEYFRAMES)
-        if gallery.manifest.details["images_in_gallery"]:
+        if gallery.holds_images:
             shutil.copytree(gallery.path / IMAGES, staging / IMAGES, copy_function=link_or_copy)
         if gallery.has_thumbnails:
             shutil.copytree(gallery.path / THUMBNAILS, staging / THUMBNAILS, copy_function=link_or_copy)

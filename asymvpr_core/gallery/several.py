@@ -35,6 +35,10 @@ class StackedRows:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All rows in memory, where a caller cannot do with less."""
+        return np.asarray(self[0 : len(self)], dtype=dtype)
+
     def __getitem__(self, rows: int | np.integer | slice | np.ndarray) -> np.ndarray:
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(len(self))

@@ -9,26 +9,38 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 
+from asymvpr_core.arrays import open_array
+from asymvpr_core.datasets.image_files import stays_inside
 from asymvpr_core.errors import ArtefactError, ImageError
-from asymvpr_core.image_decoding import decode_image, read_image_file
-from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, verify_files
+from asymvpr_core.image_decoding import decode_grey_jpeg, decode_image, read_image_file
+from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, refuse_outside, verify_files
 from asymvpr_core.types import IDENTITY_QUATERNION, Keyframe, Pose
 from asymvpr_core.verification import Verification, verify_behind
 
 DESCRIPTORS, KEYFRAMES, PROJECTION, IMAGES = "descriptors.npy", "keyframes.csv", "projection.npz", "images"
 THUMBNAILS = "thumbnails"
-_THUMBNAIL_QUALITY = 80
+_THUMBNAIL_QUALITY, _THUMBNAIL_MAX_SIDE = 80, 4096
 COLUMNS = (
     "index", "name", "camera", "stamp_ns", "x", "y", "z", "qx", "qy", "qz", "qw", "heading_deg", "lat", "lon", "place_id",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GalleryPart:
+    """A source whose images are the keyframes of a gallery from `first_keyframe` to the next part."""
+
+    first_keyframe: int
+    source: str  # absolute path of the folder or bag
+    images_in_gallery: bool
 
 
 @dataclass(frozen=True)
@@ -65,16 +77,18 @@ class Gallery:
             verification = verify_behind(path, manifest, [DESCRIPTORS, KEYFRAMES])
         else:
             verify_files(path, manifest, [DESCRIPTORS, KEYFRAMES] if verify else [])
-        try:
-            descriptors = np.load(path / DESCRIPTORS, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
-            raise ArtefactError(f"{path / DESCRIPTORS} cannot be read: {error}", remedy="rebuild with 'asymvpr gallery build'") from error
+        descriptors = open_array(path / DESCRIPTORS, "rebuild with 'asymvpr gallery build'")
         keyframes = read_keyframes(path / KEYFRAMES)
         shape = (len(keyframes), manifest.gallery_network.dimension)
         if descriptors.shape != shape:
             raise ArtefactError(
                 f"{path / DESCRIPTORS} has shape {descriptors.shape}", expected=f"{shape} by keyframes and manifest",
                 remedy="rebuild with 'asymvpr gallery build'",
+            )  # fmt: skip
+        if descriptors.dtype not in (np.float16, np.float32) or not descriptors.flags.c_contiguous:
+            raise ArtefactError(
+                f"{path / DESCRIPTORS} is of type {descriptors.dtype}{'' if descriptors.flags.c_contiguous else ', column by column'}",
+                expected="float16 or float32, row by row", remedy="rebuild with 'asymvpr gallery build'",
             )  # fmt: skip
         details, inputs = manifest.details, manifest.inputs
         if not (isinstance(details.get("map_frame"), str) and isinstance(details.get("images_in_gallery"), bool)):
@@ -84,7 +98,18 @@ class Gallery:
             )
         if not details["images_in_gallery"] and not isinstance(inputs.get("source"), str):
             raise ArtefactError(f"the manifest of gallery {path} does not name its source", remedy="rebuild with 'asymvpr gallery build'")
-        return Gallery(path, manifest, descriptors, keyframes, verification)
+        gallery = Gallery(path, manifest, descriptors, keyframes, verification)
+        try:
+            starts = [part.first_keyframe for part in gallery.parts]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(
+                f"the manifest of gallery {path} does not say what was appended to it", remedy="rebuild with 'asymvpr gallery build'"
+            ) from error
+        if starts != sorted(starts) or starts[-1] > len(keyframes):
+            raise ArtefactError(
+                f"the manifest of gallery {path} names parts that start at {starts}", expected=f"ascending, up to {len(keyframes)}"
+            )
+        return gallery
 
     def __len__(self) -> int:
         return len(self.keyframes)
@@ -113,10 +138,29 @@ class Gallery:
         """(N, 3) float64, metres in the map frame; NaN where a keyframe has no pose."""
         return np.array([k.pose.position if k.pose else (np.nan,) * 3 for k in self.keyframes], dtype=np.float64).reshape(-1, 3)
 
+    @cached_property
+    def parts(self) -> tuple[GalleryPart, ...]:
+        """What the keyframes came from, in their order: the source that the gallery was built from, then those that were appended."""
+        details, inputs = self.manifest.details, self.manifest.inputs
+        first = {"source": inputs.get("source", ""), "images_in_gallery": details["images_in_gallery"], "first_keyframe": 0}
+        return tuple(
+            GalleryPart(int(part["first_keyframe"]), str(part["source"]), bool(part["images_in_gallery"]))
+            for part in [first, *inputs.get("appended", [])]
+        )
+
+    def part_of(self, index: int) -> GalleryPart:
+        """The part that keyframe `index` belongs to."""
+        return next(part for part in reversed(self.parts) if part.first_keyframe <= index)
+
     def image_path(self, index: int) -> Path:
         """Path of the picture of keyframe `index`: in the gallery for bags, in the source folder otherwise."""
-        root = self.path / IMAGES if self.manifest.details["images_in_gallery"] else Path(self.manifest.inputs["source"])
-        return root / self.keyframes[index].name
+        part = self.part_of(index)
+        return (self.path / IMAGES if part.images_in_gallery else Path(part.source)) / self.keyframes[index].name
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether pictures of some keyframes lie in the gallery's folder."""
+        return any(part.images_in_gallery for part in self.parts)
 
     @property
     def has_thumbnails(self) -> bool:
@@ -138,8 +182,11 @@ class Gallery:
 
         Raises:
             ImageError: it cannot be read, or is damaged.
+            ArtefactError: it belongs to the gallery and is a link that leaves its folder.
         """
         path = self.image_path(index)
+        if self.manifest.details["images_in_gallery"]:
+            refuse_outside(self.path, path)
         data = read_image_file(path)
         if self.manifest.details["images_in_gallery"]:
             entry = self.manifest.files.get(f"{IMAGES}/{self.keyframes[index].name}")
@@ -149,7 +196,7 @@ class Gallery:
         return data
 
     def read_image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB picture of keyframe `index`. Raises ImageError when it cannot be read or is damaged."""
+        """(H, W, 3) uint8 RGB picture of keyframe `index`. Raises as `read_encoded`, or ImageError when it cannot be decoded."""
         return decode_image(self.read_encoded(index), str(self.image_path(index)))
 
 
@@ -171,10 +218,10 @@ def encode_thumbnail(image: np.ndarray, side_px: int) -> bytes:
 
 def decode_thumbnail(data: bytes, name: str) -> np.ndarray:
     """(H, W) uint8 of what `encode_thumbnail` wrote. Raises ArtefactError where it cannot be decoded."""
-    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if grey is None:
-        raise ArtefactError(f"thumbnail {name} cannot be decoded", remedy="rebuild with 'asymvpr gallery build --thumbnails'")
-    return grey
+    try:
+        return decode_grey_jpeg(data, name, _THUMBNAIL_MAX_SIDE)
+    except ImageError as error:
+        raise ArtefactError(f"thumbnail {error.found}", remedy="rebuild with 'asymvpr gallery build --thumbnails'") from error
 
 
 def _reopen(path: Path) -> Gallery:
@@ -200,7 +247,8 @@ def read_keyframes(path: Path) -> list[Keyframe]:
     """Read what `write_keyframes` wrote.
 
     Raises:
-        ArtefactError: another header, a field that is no number, or a name that leaves the folder.
+        ArtefactError: another header, a field that is no finite number, a pose that is no rigid transform, or a name that
+            leaves the folder.
     """
     keyframes = []
     try:
@@ -219,19 +267,36 @@ def read_keyframes(path: Path) -> list[Keyframe]:
 
 
 def _keyframe(row: dict[str, str]) -> Keyframe:
-    name = PurePosixPath(row["name"])
-    if name.is_absolute() or ".." in name.parts:
-        raise ValueError(f"image name '{name}' leaves its folder")
+    if not stays_inside(row["name"]):
+        raise ValueError(f"image name {row['name']!a} leaves its folder")
     pose = None
     if row["x"]:
+        position = (float(row["x"]), float(row["y"]), float(row["z"]))
         quaternion = tuple(float(row[c]) for c in ("qx", "qy", "qz", "qw")) if row["qw"] else IDENTITY_QUATERNION
-        pose = Pose((float(row["x"]), float(row["y"]), float(row["z"])), quaternion)  # type: ignore[arg-type]
+        # Both are false for NaN.
+        if not (math.isfinite(sum(position)) and 0.9**2 <= sum(v * v for v in quaternion) <= 1.1**2):
+            raise ValueError(f"position {position} and quaternion {quaternion} are no rigid transform")
+        pose = Pose(position, quaternion)  # type: ignore[arg-type]
     return Keyframe(
         name=row["name"],
         pose=pose,
-        heading_deg=float(row["heading_deg"]) if row["heading_deg"] else None,
-        stamp_ns=int(row["stamp_ns"]) if row["stamp_ns"] else None,
+        heading_deg=_finite(row["heading_deg"]) if row["heading_deg"] else None,
+        stamp_ns=_whole(row["stamp_ns"]) if row["stamp_ns"] else None,
         camera=row["camera"],
-        lat_lon_deg=(float(row["lat"]), float(row["lon"])) if row["lat"] else None,
-        place_id=int(row["place_id"]) if row["place_id"] else None,
+        lat_lon_deg=(_finite(row["lat"]), _finite(row["lon"])) if row["lat"] else None,
+        place_id=_whole(row["place_id"]) if row["place_id"] else None,
     )
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"'{text}' is not finite")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if abs(value) >= 2**63:
+        raise ValueError(f"'{text}' does not fit into 64 bits")
+    return value

@@ -16,12 +16,13 @@ from typing import Any
 import faiss
 import numpy as np
 
+from asymvpr_core.arrays import open_array
 from asymvpr_core.config import NeighbourSettings
 from asymvpr_core.errors import ArtefactError, MemoryBankError
 from asymvpr_core.gallery.several import AnyGallery, galleries_of, open_galleries
 from asymvpr_core.manifest import Manifest, read_manifest, verify_files, write_manifest
 from asymvpr_core.memory.moments import not_finite
-from asymvpr_core.memory.origin import check_origin, gallery_digest, named, open_array, origin
+from asymvpr_core.memory.origin import check_origin, gallery_digest, named, origin
 from asymvpr_core.memory.rows import Rows, read_rows
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably, save_piece

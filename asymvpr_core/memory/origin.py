@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.gallery.several import AnyGallery, galleries_of
 from asymvpr_core.manifest import Manifest
@@ -29,7 +27,7 @@ def origin(gallery: AnyGallery) -> dict[str, Any]:
 def origin_paths(manifest: Manifest) -> list[Path]:
     """The galleries that an artefact was computed from, as `origin` wrote them down; none where nothing is written."""
     several = manifest.inputs.get("galleries")
-    if several is not None:
+    if several:
         return [Path(one["path"]) for one in several]
     return [Path(manifest.inputs["gallery"])] if "gallery" in manifest.inputs else []
 
@@ -46,26 +44,14 @@ def check_origin(manifest: Manifest, path: Path, gallery: AnyGallery, command: s
         ArtefactError: naming both, and as what makes the right one `command` with the galleries behind it.
     """
     if manifest.inputs.get("gallery_digest") != gallery_digest(gallery):
-        paths = [one.path for one in galleries_of(gallery)]
+        paths, before = [one.path for one in galleries_of(gallery)], origin_paths(manifest)
+        same = [one.resolve() for one in paths] == [one.resolve() for one in before]
         raise ArtefactError(
-            f"{path} was computed from gallery {named(origin_paths(manifest))}, "
-            f"whose descriptors or keyframes are not those of {named(paths)}",
+            f"{path} was computed from gallery {named(before)}"
+            + (
+                " as it was before; its descriptors or keyframes have changed since"
+                if same
+                else f", whose descriptors or keyframes are not those of {named(paths)}"
+            ),
             remedy=f"make it anew with '{' '.join([command, *map(str, paths)])}'",
         )
-
-
-def open_array(path: Path, remedy: str) -> np.ndarray:
-    """An .npy file as a read-only memory map; an array without rows is read.
-
-    Raises:
-        ArtefactError: missing, truncated or damaged.
-    """
-    try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, _ = read_header(file)
-        array: np.ndarray = np.load(path, mmap_mode=None if 0 in shape else "r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
-        raise ArtefactError(f"{path} cannot be read: {error}", remedy=remedy) from error
-    return array

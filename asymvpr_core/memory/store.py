@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from asymvpr_core.arrays import open_array
 from asymvpr_core.config import BankSettings
 from asymvpr_core.errors import ArtefactError, MemoryBankError
 from asymvpr_core.gallery.several import AnyGallery, open_galleries
@@ -23,7 +24,7 @@ from asymvpr_core.memory.bank import MemoryBank, remaining_variance
 from asymvpr_core.memory.cells import gallery_places
 from asymvpr_core.memory.low_rank import factor_offsets, low_rank_moments
 from asymvpr_core.memory.moments import Moments, PassState, check_places, stream_moments
-from asymvpr_core.memory.origin import check_origin, gallery_digest, open_array, origin
+from asymvpr_core.memory.origin import check_origin, gallery_digest, origin
 from asymvpr_core.memory.spread import mean_spread
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably, link_or_copy, save_piece
@@ -62,14 +63,16 @@ class StoredBank:
         manifest = read_manifest(path, "bank")
         verify_files(path, manifest, None if verify else [])
         bank = _open_arrays(path, FACTORS in manifest.files)
+        _check_types(path, bank)
         m, d = len(bank.counts), manifest.gallery_network.dimension
         shapes = [array.shape for array in (bank.centroids, bank.variances, bank.counts, bank.places)]
         expected: list[tuple[int, ...]] = [(m, d), (m, d), (m,), (int(bank.counts.sum()),)]
         if bank.factors is not None and bank.factor_offsets is not None:
             shapes += [bank.factors.shape, bank.factor_offsets.shape]
-            expected += [(int(bank.factor_offsets[-1]), d), (m + 1,)]
+            expected += [(int(bank.factor_offsets[-1]) if bank.factor_offsets.size else 0, d), (m + 1,)]
         if shapes != expected:
             raise ArtefactError(f"the arrays of bank {path} have shapes {shapes}", expected=f"{expected}", remedy=_REMEDY)
+        _check_numbering(path, bank)
         return StoredBank(path, manifest, bank)
 
     def check_gallery(self, gallery: AnyGallery) -> None:
@@ -191,6 +194,30 @@ def _row_files(gallery: AnyGallery, places: np.ndarray, settings: BankSettings, 
 def _open_arrays(folder: Path, with_factors: bool) -> MemoryBank:
     names = (CENTROIDS, VARIANCES, COUNTS, PLACES, *((FACTORS, FACTOR_OFFSETS) if with_factors else ()))
     return MemoryBank(*(open_array(folder / name, _REMEDY) for name in names))
+
+
+def _check_types(path: Path, bank: MemoryBank) -> None:
+    """Refuse arrays of other types and numbers of axes than a build writes."""
+    numbers = {CENTROIDS: bank.centroids, VARIANCES: bank.variances, FACTORS: bank.factors}
+    whole = {COUNTS: bank.counts, PLACES: bank.places, FACTOR_OFFSETS: bank.factor_offsets}
+    for arrays, types, axes in ((numbers, "f", 2), (whole, "iu", 1)):
+        for name, array in arrays.items():
+            if array is not None and (array.dtype.kind not in types or array.ndim != axes):
+                raise ArtefactError(
+                    f"{path / name} is {array.dtype} of shape {array.shape}",
+                    expected=f"{'floating-point' if types == 'f' else 'whole'} numbers with {axes} axes", remedy=_REMEDY,
+                )  # fmt: skip
+
+
+def _check_numbering(path: Path, bank: MemoryBank) -> None:
+    """Refuse places and factors whose numbers lead out of the arrays, or are not what they are counted as."""
+    places = np.asarray(bank.places)
+    inside = places.size == 0 or (int(places.min()) >= 0 and int(places.max()) < len(bank.counts))
+    if not inside or not np.array_equal(np.bincount(places.astype(np.int64), minlength=len(bank.counts)), bank.counts):
+        raise ArtefactError(f"{path / PLACES} does not number the places that {COUNTS} counts", remedy=_REMEDY)
+    offsets = bank.factor_offsets
+    if offsets is not None and (int(offsets[0]) != 0 or (np.diff(offsets) < 0).any()):
+        raise ArtefactError(f"{path / FACTOR_OFFSETS} does not increase from 0", remedy=_REMEDY)
 
 
 def _write_manifest(staging: Path, gallery: AnyGallery, settings: BankSettings) -> None:

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from asymvpr_core.errors import NetworkError
 
 _SHOWN = 8  # names in a message
+_INFLATION_LIMIT = 16 << 20  # bytes
 _SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, the format's own
 
 
@@ -138,6 +140,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> object:
+    _refuse_inflating(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, on strange files: the error says it in one line
@@ -164,6 +167,18 @@ def _read_torch(path: Path) -> object:
         raise NetworkError(
             f"weights file {path} is damaged or truncated", expected="a state dict saved by torch", remedy="get the file again"
         ) from error
+
+
+def _refuse_inflating(path: Path) -> None:
+    """Refuse an archive that would unpack to much more than it is: torch.save compresses nothing, TorchScript its code only."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return  # the format before torch 1.6, or damaged: the reader says which
+    if unpacked > path.stat().st_size + _INFLATION_LIMIT:
+        found = f"weights file {path} would unpack to {unpacked} bytes from {path.stat().st_size}"
+        raise NetworkError(found, expected="an archive without compression, as torch.save writes it", remedy="get the file again")
 
 
 def _type(tensor: Tensor) -> str:

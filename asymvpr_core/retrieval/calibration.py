@@ -18,7 +18,8 @@ from asymvpr_core.config import MatcherSettings, SessionSettings
 from asymvpr_core.deploy.runtime import MODEL
 from asymvpr_core.errors import ArtefactError, SettingsError
 from asymvpr_core.gallery.store import Gallery
-from asymvpr_core.manifest import Manifest, digest_of, write_text_atomically
+from asymvpr_core.json_files import read_json
+from asymvpr_core.manifest import Manifest, digest_of, refuse_outside, write_text_atomically
 from asymvpr_core.work_folder import unwritable
 
 CALIBRATION = "calibration.json"
@@ -209,13 +210,10 @@ def read_calibration(gallery: Path) -> Calibration | None:
     path = Path(gallery) / CALIBRATION
     remedy = "make it anew with 'asymvpr calibrate', or remove it"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        refuse_outside(gallery, path)
+        raw = read_json(path, remedy)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from error
-    except ValueError as error:
-        raise ArtefactError(f"{path} is damaged: not JSON", remedy=remedy) from error
     if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
         raise ArtefactError(f"{path} has format version {raw['format_version']}", expected=f"at most {FORMAT_VERSION}", remedy=remedy)
     if not isinstance(raw, dict) or raw.get("sha256") != _digest(raw):
@@ -232,6 +230,8 @@ def mismatch(calibration: Calibration, gallery: Gallery, model_path: Path, model
     """Why a calibration does not belong to this gallery and model, as a clause; None where it does."""
     ours, theirs = gallery_key(gallery), calibration.gallery
     if ours["digest"] != theirs.get("digest"):
+        if ours["path"] == theirs.get("path"):
+            return f"the calibration of gallery {gallery.path} is older than its descriptors or keyframes, which have changed since"
         return f"the calibration in {gallery.path} is of gallery {theirs.get('path')}, whose descriptors or keyframes are others"
     if model_key(model_path, model)["sha256"] != calibration.model.get("sha256"):
         return f"the calibration of gallery {gallery.path} is of query model {calibration.model.get('path')}, not of {model_path}"

@@ -14,19 +14,20 @@ from typing import Any
 
 import faiss
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from asymvpr_core import __version__
-from asymvpr_core.config import IndexKind
+from asymvpr_core.config import IndexKind, IndexSettings
 from asymvpr_core.errors import ArtefactError, RetrievalError
 from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
-from asymvpr_core.manifest import FileEntry, digest_of, sha256_of, write_text_atomically
-from asymvpr_core.retrieval.index import read_index, search_with_ties, view_index, write_index
+from asymvpr_core.json_files import read_json
+from asymvpr_core.manifest import FileEntry, digest_of, read_manifest, refuse_outside, sha256_of, write_text_atomically
+from asymvpr_core.retrieval.index import in_order, read_index, search_with_ties, view_index, write_index
 from asymvpr_core.retrieval.recipes import RECIPES, Parameters, compose, set_parameters
 from asymvpr_core.work_folder import unwritable
 
 INDEX = "index.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: trials have a bound of their recall
 _REMEDY = "build it anew with 'asymvpr index build'"
 _WRITABLE = "free space, or check the permissions of the folder; the index before stays valid"
 
@@ -42,6 +43,7 @@ class Trial(BaseModel):
     milliseconds: float  # median of one query
     recall_at_1: float
     recall_at_k: float
+    recall_at_k_bound: float | None = None  # one-sided 95 % bound over the queries; None: measured by an earlier version
     build_seconds: float
 
 
@@ -66,6 +68,12 @@ class IndexManifest(BaseModel):
     trials: list[Trial] = []
     note: str = ""
     index_sha256: str | None = None
+
+    @field_validator("settings")
+    @classmethod
+    def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        IndexSettings.model_validate({name: settings[name] for name in ("k", "recall") if name in settings})  # those that are read
+        return settings
 
 
 class GalleryIndex:
@@ -123,16 +131,15 @@ class GalleryIndex:
         if missing.any():
             self.answered_exactly += int(missing.sum())
             scores[missing], indices[missing] = search_with_ties(view_index(self._descriptors), queries[missing], k)
-        order = np.lexsort((indices, -scores))
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)
+        return in_order(scores, indices, k)
 
 
 @contextmanager
-def writing_index(folder: Path) -> Iterator[None]:
-    """Keep other writers of an index out until the block ends. The folder itself is locked, so that no lock file stays in a gallery.
+def locked_gallery(folder: Path) -> Iterator[None]:
+    """Keep other writers out until the block ends. The folder itself is locked, so that no lock file stays in a gallery.
 
     Raises:
-        ArtefactError: another process is writing an index there, there is no such folder, or it cannot be written.
+        ArtefactError: another process writes there, there is no such folder, or it cannot be written.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -142,7 +149,7 @@ def writing_index(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ArtefactError(f"another process is writing an index of gallery {folder}", remedy="wait for it") from error
+            raise ArtefactError(f"another process is writing to gallery {folder}", remedy="wait for it") from error
         if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):  # before minutes of measuring
             raise unwritable(folder / INDEX, PermissionError(errno.EACCES, os.strerror(errno.EACCES)), _WRITABLE)
         yield
@@ -156,13 +163,14 @@ def save_index(
 ) -> IndexManifest:  # fmt: skip
     """Write an index into the gallery folder: its file first, then `index.json`; the one before stays valid until then.
 
-    To be called inside of `writing_index`.
+    To be called inside of `locked_gallery`, unless nobody else knows the folder yet.
 
     Raises:
         RetrievalError, ArtefactError: the folder cannot be written.
     """
     name, entry, is_new = None, None, False
     try:
+        _check_unchanged(folder, descriptors_sha256)
         if index is not None:
             temporary = folder / f".index-{os.getpid()}.partial"
             try:
@@ -204,7 +212,8 @@ def read_index_manifest(gallery: Gallery) -> IndexManifest | None:
     """
     path = gallery.path / INDEX
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        refuse_outside(gallery.path, path)
+        raw = read_json(path, _REMEDY)
         if isinstance(raw, dict) and isinstance(raw.get("format_version"), int) and raw["format_version"] > FORMAT_VERSION:
             raise ArtefactError(
                 f"{path} has format version {raw['format_version']}", expected=f"at most {FORMAT_VERSION}",
@@ -215,12 +224,8 @@ def read_index_manifest(gallery: Gallery) -> IndexManifest | None:
         if not gallery.manifest.details.get("index"):
             return None
         raise ArtefactError(f"{path} is missing", remedy=_REMEDY) from error
-    except OSError as error:
-        raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from error
     except ValidationError as error:
         raise ArtefactError(f"{path} is damaged: {error.errors()[0]['msg'].lower()}", remedy=_REMEDY) from error
-    except ValueError as error:
-        raise ArtefactError(f"{path} is damaged: not JSON", remedy=_REMEDY) from error
     if manifest.index_sha256 != _digest(manifest) or (manifest.file is None) != (manifest.file_name is None):
         raise ArtefactError(f"{path} is damaged: its content differs from its own checksum", remedy=_REMEDY)
     if (manifest.file is None) != (manifest.kind == "exact"):
@@ -244,30 +249,51 @@ def open_index(gallery: Gallery) -> GalleryIndex:
     check = None if gallery.verification is None else gallery.verification.raise_if_damaged
     if manifest is None:
         return GalleryIndex("exact", None, gallery.descriptors, {}, "descriptors", check)
-    index = None
-    if manifest.file is not None and manifest.file_name is not None:
-        path = gallery.path / manifest.file_name
-        if not path.is_file():
-            raise ArtefactError(f"{path} is missing", remedy=_REMEDY)
-        if path.stat().st_size != manifest.file.bytes:
-            raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{manifest.file.bytes}", remedy=_REMEDY)
-        try:
-            found = sha256_of(path)
-        except OSError as error:
-            raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions and the disk") from error
-        if found != manifest.file.sha256:
-            raise ArtefactError(f"{path} is damaged: its checksum differs from that in {INDEX}", remedy=_REMEDY)
-        index = read_index(path)
-        if (index.ntotal, index.d) != gallery.descriptors.shape:
-            raise RetrievalError(
-                f"{path} holds {index.ntotal} descriptors of {index.d}-D",
-                expected=f"{len(gallery)} of {gallery.descriptors.shape[1]}-D as in gallery {gallery.path}", remedy=_REMEDY,
-            )  # fmt: skip
+    index = read_index_file(gallery, manifest)
     return GalleryIndex(
         manifest.kind, index, gallery.descriptors, manifest.parameters, manifest.refine, check, int(manifest.settings.get("k", 10))
     )
 
 
+def read_index_file(gallery: Gallery, manifest: IndexManifest, *, mapped: bool = True) -> Any:
+    """The FAISS index in the file that `manifest` names, after its checksum was tested; None for kind exact, which has no file.
+
+    Args:
+        mapped: through a memory map, for searching; otherwise in memory, where it can be extended.
+
+    Raises:
+        ArtefactError: missing or damaged.
+        RetrievalError: FAISS cannot read it, or it holds another number of descriptors, or of another dimension.
+    """
+    if manifest.file is None or manifest.file_name is None:
+        return None
+    path = gallery.path / manifest.file_name
+    refuse_outside(gallery.path, path)
+    if not path.is_file():
+        raise ArtefactError(f"{path} is missing", remedy=_REMEDY)
+    if path.stat().st_size != manifest.file.bytes:
+        raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{manifest.file.bytes}", remedy=_REMEDY)
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions and the disk") from error
+    if found != manifest.file.sha256:
+        raise ArtefactError(f"{path} is damaged: its checksum differs from that in {INDEX}", remedy=_REMEDY)
+    index = read_index(path, mapped=mapped)
+    if (index.ntotal, index.d) != gallery.descriptors.shape:
+        raise RetrievalError(
+            f"{path} holds {index.ntotal} descriptors of {index.d}-D",
+            expected=f"{len(gallery)} of {gallery.descriptors.shape[1]}-D as in gallery {gallery.path}", remedy=_REMEDY,
+        )  # fmt: skip
+    return index
+
+
 def _digest(manifest: IndexManifest) -> str:
     content = json.loads(manifest.model_dump_json(exclude={"index_sha256"}))
     return digest_of(content)
+
+
+def _check_unchanged(folder: Path, descriptors_sha256: str) -> None:
+    """Raise ArtefactError where the gallery got other descriptors while its index was made."""
+    if read_manifest(folder, "gallery").files[DESCRIPTORS].sha256 != descriptors_sha256:
+        raise ArtefactError(f"the descriptors of gallery {folder} have changed while its index was built", remedy=_REMEDY)

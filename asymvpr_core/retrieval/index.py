@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +16,21 @@ from asymvpr_core.errors import RetrievalError
 _CHUNK = 65536  # rows converted to float32 at a time: descriptors may be a memory map larger than memory
 _SLACK = 8  # rows beyond k: more of them with one and the same score are rare
 _REMEDY = "build it anew with 'asymvpr index build'"
+_LIMITS = threading.Lock()  # those of FAISS hold for the process, and galleries are opened beside frames
+_NEEDED = ("IndexRaBitQ", "MaybeOwnedVectorUInt8", "IO_FLAG_MMAP_IFC")  # came with FAISS 1.11
+
+
+def check_faiss(module: Any) -> None:
+    """Raise RetrievalError where the installed FAISS is too old: distributions ship versions without what is used here."""
+    missing = [name for name in _NEEDED if not hasattr(module, name)]
+    if missing:
+        raise RetrievalError(
+            f"FAISS {getattr(module, '__version__', 'of unknown version')} is installed, which lacks {', '.join(missing)}",
+            expected="1.11 or newer", remedy="pip install --upgrade 'faiss-cpu>=1.11'",
+        )  # fmt: skip
+
+
+check_faiss(faiss)
 
 
 class SearchIndex(Protocol):
@@ -44,7 +62,7 @@ def search(index: SearchIndex, queries: np.ndarray, k: int, threads: int = 1) ->
         threads: OpenMP threads of the search.
 
     Raises:
-        RetrievalError: empty index, k < 1, another dimension, or a query that is not finite.
+        RetrievalError: empty index, k < 1, another dimension, or a query or a gallery descriptor that is not finite.
     """
     count = int(index.ntotal)
     if count == 0:
@@ -65,9 +83,13 @@ def search(index: SearchIndex, queries: np.ndarray, k: int, threads: int = 1) ->
     previous = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
-        return index.search(queries, min(k, count))
+        scores, indices = index.search(queries, min(k, count))
     finally:
         faiss.omp_set_num_threads(previous)
+    # FAISS leaves out rows that compare with nothing, and -1 would be taken for the last keyframe.
+    if (indices < 0).any() or not np.isfinite(scores).all():
+        raise RetrievalError("the gallery holds descriptors that are not finite", remedy="rebuild with 'asymvpr gallery build'")
+    return scores, indices
 
 
 def search_with_ties(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +102,13 @@ def search_with_ties(index: Any, queries: np.ndarray, k: int) -> tuple[np.ndarra
     while asked < index.ntotal and (scores[:, -1] == scores[:, k - 1]).any():
         asked = min(int(index.ntotal), 4 * asked)
         scores, indices = index.search(queries, asked)
+    return in_order(scores, indices, k)
+
+
+def in_order(scores: np.ndarray, indices: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first k columns of (Q, >= k) scores and indices, scores descending, of equal ones the smaller index first."""
+    if (scores[:, :-1] > scores[:, 1:]).all():  # as FAISS nearly always gives them: sorting would cost more than small searches do
+        return scores[:, :k], indices[:, :k]
     order = np.lexsort((indices, -scores))[:, :k]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
@@ -157,8 +186,28 @@ def write_index(index: faiss.Index, path: Path) -> None:
         raise RetrievalError(f"index {path} cannot be written", remedy="free space, or check the permissions of the folder") from error
 
 
-def read_index(path: Path) -> faiss.Index:
-    """Open what `write_index` wrote, its vectors and graphs through a memory map.
+@contextmanager
+def _no_more_than(file_bytes: int) -> Iterator[None]:
+    """Keep FAISS from allocating more for any list of an index than its file holds: it would fill what a header declares with zeros.
+
+    FAISS has these limits since 1.14, for the process; before that, only the checksum stands between the file and memory.
+    """
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
+        yield
+        return
+    with _LIMITS:
+        previous = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(max(file_bytes, 1))
+        faiss.set_deserialization_loop_limit(max(file_bytes, 1))
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(previous[0])
+            faiss.set_deserialization_loop_limit(previous[1])
+
+
+def read_index(path: Path, *, mapped: bool = True) -> faiss.Index:
+    """Open what `write_index` wrote, its vectors and graphs through a memory map, or in memory, where vectors can be added.
 
     Raises:
         RetrievalError: missing, truncated or damaged, or not an inner-product index.
@@ -166,7 +215,8 @@ def read_index(path: Path) -> faiss.Index:
     if not Path(path).is_file():
         raise RetrievalError(f"index {path} is missing", remedy=_REMEDY)
     try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        with _no_more_than(Path(path).stat().st_size):
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
     except (RuntimeError, MemoryError) as error:
         raise RetrievalError(f"index {path} is damaged", remedy=_REMEDY) from error
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:

@@ -1,4 +1,4 @@
-"""Several galleries of one pair, searched as one."""
+"""Several galleries of one pair, searched as one; and what a robot matches against, whether it is one gallery or several."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 
 from asymvpr_core.errors import ArtefactError, RetrievalError
-from asymvpr_core.gallery.several import check_one_pair
+from asymvpr_core.gallery.several import StackedRows, check_one_pair
 from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.manifest import GalleryNetworkIdentity
 from asymvpr_core.retrieval.gallery_index import GalleryIndex, open_index
 from asymvpr_core.retrieval.index import search
 from asymvpr_core.rigid_transforms import compose
@@ -23,7 +24,7 @@ from asymvpr_core.types import Keyframe, Pose
 class JointGallery:
     """Galleries of one pair in a fixed order, whose keyframes are numbered through, and one index over them.
 
-    It has what the matcher needs of a gallery (`path`, `keyframes`, `positions`, `descriptors.shape`) and of an
+    It has what the matcher and a node need of a gallery (`path`, `keyframes`, `positions`, `descriptors`, pictures) and of an
     index (`ntotal`, `d`, `search`), so that `Matcher(joint, joint, settings)` matches against all of them.
 
     **Map frames.** A pose is a number without meaning in another frame, and the matcher compares and publishes
@@ -73,6 +74,31 @@ class JointGallery:
     def d(self) -> int:
         """Dimension of the descriptors."""
         return self.galleries[0].manifest.gallery_network.dimension
+
+    @property
+    def gallery_network(self) -> GalleryNetworkIdentity:
+        """The pair of all of them."""
+        return self.galleries[0].gallery_network
+
+    @property
+    def answered_exactly(self) -> int:
+        """Queries for which an index found too few keyframes, of all galleries."""
+        return sum(index.answered_exactly for index in self.indexes)
+
+    @property
+    def has_thumbnails(self) -> bool:
+        """Whether every keyframe has a thumbnail."""
+        return all(gallery.has_thumbnails for gallery in self.galleries)
+
+    def read_thumbnail(self, index: int) -> np.ndarray:
+        """As `Gallery.read_thumbnail`, by the joint number."""
+        gallery, row = self.locate(index)
+        return gallery.read_thumbnail(row)
+
+    def read_image(self, index: int) -> np.ndarray:
+        """As `Gallery.read_image`, by the joint number."""
+        gallery, row = self.locate(index)
+        return gallery.read_image(row)
 
     @property
     def path(self) -> str:
@@ -135,10 +161,10 @@ class JointGallery:
         """(N, 3) float64, metres in the map frame of the first gallery; NaN where a keyframe has no pose."""
         return np.array([k.pose.position if k.pose else (np.nan,) * 3 for k in self.keyframes], dtype=np.float64).reshape(-1, 3)
 
-    @property
-    def descriptors(self) -> np.ndarray:
-        """An array of the shape (N, D) of all descriptors together, without its numbers: those stay in the galleries."""
-        return np.broadcast_to(np.float32(np.nan), (self.ntotal, self.d))
+    @cached_property
+    def descriptors(self) -> StackedRows:
+        """(N, D) descriptors in the order of the numbers; they stay where they are, and the rows that are asked for are read."""
+        return StackedRows([gallery.descriptors for gallery in self.galleries])
 
     def _check_frames(self) -> None:
         first = self.galleries[0].map_frame
@@ -163,3 +189,55 @@ class JointGallery:
             )
             for keyframe in gallery.keyframes
         ]
+
+
+# What a robot matches against.
+PriorGallery = Gallery | JointGallery
+
+
+def open_prior(paths: Sequence[Path]) -> tuple[PriorGallery, GalleryIndex | JointGallery]:
+    """Open one gallery with its index, or several as one, which are their own index; large files are verified behind the work.
+
+    Raises:
+        ArtefactError, RetrievalError: as `Gallery.open`, `open_index` and `JointGallery.open`; map frames that differ.
+    """
+    if len(paths) == 1:
+        gallery = Gallery.open(Path(paths[0]), verify="auto")
+        return gallery, open_index(gallery)
+    joint = JointGallery.open(paths)
+    _ = joint.map_frame  # refuses frames that nobody related
+    return joint, joint
+
+
+def galleries_in(prior: PriorGallery | None) -> tuple[Gallery, ...]:
+    """The galleries that a robot matches against, in their order; none without a prior gallery."""
+    if prior is None:
+        return ()
+    return prior.galleries if isinstance(prior, JointGallery) else (prior,)
+
+
+@dataclass(frozen=True)
+class PriorCondition:
+    """How the search of the prior galleries goes, for diagnostics.
+
+    `index` names the kinds of index in the galleries' order. `answered_exactly` counts the queries for which an
+    index found too few keyframes, so that a scan of all descriptors had to answer. `verification` says how far the
+    check of the galleries' files is, and what it found.
+    """
+
+    index: str = ""
+    answered_exactly: int = 0
+    verification: str = ""
+    damage: str = ""
+
+    @staticmethod
+    def of(prior: PriorGallery | None, index: GalleryIndex | JointGallery | None) -> PriorCondition:
+        """The condition now."""
+        if prior is None or index is None:
+            return PriorCondition()
+        kinds = [one.kind for one in (index.indexes if isinstance(index, JointGallery) else (index,))]
+        checks = [gallery.verification for gallery in galleries_in(prior)]
+        running = [check for check in checks if check is not None and not check.finished]
+        damage = "; ".join(check.damage for check in checks if check is not None and check.damage)
+        verification = f"damaged: {damage}" if damage else f"{len(running)} of {len(checks)} running" if running else "passed"
+        return PriorCondition(" + ".join(kinds), index.answered_exactly, verification, damage)

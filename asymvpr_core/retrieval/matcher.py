@@ -10,12 +10,12 @@ import numpy as np
 
 from asymvpr_core.config import MatcherSettings
 from asymvpr_core.errors import RetrievalError
-from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.retrieval.bayes import Likelihood
 from asymvpr_core.retrieval.calibration import Errors
 from asymvpr_core.retrieval.candidates import CandidateSearch, Exclusion, Found, TimeExclusion
 from asymvpr_core.retrieval.covariance import match_covariance
 from asymvpr_core.retrieval.gate import OdometryGate
+from asymvpr_core.retrieval.joint import PriorGallery
 from asymvpr_core.retrieval.odometry import Moment, OdometryMonitor, planar
 from asymvpr_core.retrieval.places import KeyframePlaces
 from asymvpr_core.retrieval.sequence import TemporalAgreement, make_agreement
@@ -39,7 +39,7 @@ class Matcher:
     """
 
     def __init__(
-        self, gallery: Gallery, index: Any, settings: MatcherSettings | None = None,
+        self, gallery: PriorGallery, index: Any, settings: MatcherSettings | None = None,
         *, likelihood: Likelihood | None = None, verifier: Verifier | None = None, errors: Errors | None = None,
     ):  # fmt: skip
         """Match against a gallery on disk.
@@ -171,7 +171,7 @@ class Matcher:
         self._gate.reset()
 
 
-def _check_fit(gallery: Gallery, index: Any) -> None:
+def _check_fit(gallery: PriorGallery, index: Any) -> None:
     if len(gallery) == 0:
         raise RetrievalError(f"gallery {gallery.path} is empty", remedy="build it from a source with images")
     without_pose = sum(keyframe.pose is None for keyframe in gallery.keyframes)

@@ -9,8 +9,8 @@
     | pq | 4-bit product codes of P-D vectors (André et al., TPAMI 2021) | P / 8 |
     | ivfpq | the same in inverted lists, of which the nearest are read | P / 8 + 8 |
 
-All but the first two find candidates, which are ranked again with the stored descriptors (or with an
-8-bit copy in the index, D bytes a vector more). RaBitQ is the plain one: its FastScan loses the
+All but the first two find candidates, which are ranked again with the stored descriptors or with an
+8-bit copy in the index, D bytes a vector more (`refinement`). RaBitQ is the plain one: its FastScan loses the
 neighbours above about 2048 dimensions.
 """
 
@@ -85,8 +85,24 @@ def reduced_dimension(dimension: int) -> int:
     return _REDUCED if dimension > _REDUCE_ABOVE else dimension - dimension % 4
 
 
+def refinement(kind: IndexKind, refine: str, rows: int, dimension: int, memory_bytes: float) -> str:
+    """What the candidates of a kind are ranked again with, "descriptors" or "sq8", where `refine` may leave it open ("auto").
+
+    An 8-bit copy beside the one-bit codes of many dimensions: a search then reads D + D / 8 + 8 bytes a vector and not the
+    stored descriptors. With few dimensions the copy loses neighbours, and a graph or product codes are chosen for
+    galleries of which such a copy would be the largest part of the memory.
+    """
+    if refine != "auto":
+        return refine
+    fits = predicted_bytes(kind, rows, dimension, 4, "sq8") <= memory_bytes
+    return "sq8" if kind == "rabitq" and dimension > _REDUCE_ABOVE and fits else "descriptors"
+
+
 def predicted_bytes(kind: IndexKind, rows: int, dimension: int, itemsize: int, refine: str) -> int:
-    """Memory that a search of this kind needs at hand, in bytes: the index, or all descriptors where there is none."""
+    """Memory that a search of this kind needs at hand, in bytes: the index, or all descriptors where there is none.
+
+    With `refine` "descriptors", a search reads besides those rows of the stored descriptors that it ranks again.
+    """
     recipe, reduced = RECIPES[kind], reduced_dimension(dimension)
     each = {
         "exact": itemsize * dimension, "float16": 2 * dimension, "sq8": dimension, "rabitq": math.ceil(dimension / 8) + 8,
@@ -116,7 +132,8 @@ def check_applicable(kind: IndexKind, rows: int, dimension: int) -> None:
 def build(kind: IndexKind, descriptors: np.ndarray, settings: IndexSettings) -> faiss.Index | None:
     """Train and fill what the index file of this kind holds; None for exact, which has none.
 
-    The same descriptors, settings and FAISS give the same index, except for hnsw with several threads.
+    The same descriptors, settings and FAISS give the same index, except for hnsw with several threads. `settings.refine` is
+    what `refinement` gave.
 
     Args:
         descriptors: (N, D) float16 or float32, L2-normalised, memory-mapped perhaps; read a few times in blocks.

@@ -5,6 +5,7 @@ The ROS node and the bag evaluation both run exactly this, so their candidates a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,26 @@ import numpy as np
 
 from asymvpr_core.config import MatcherSettings, RuntimeSettings, SessionSettings
 from asymvpr_core.deploy.runtime import QueryModel
-from asymvpr_core.errors import AsymvprError, RetrievalError, SettingsError
+from asymvpr_core.errors import ArtefactError, AsymvprError, RetrievalError, SettingsError
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.manifest import check_pair, is_own_session, query_identity
 from asymvpr_core.retrieval.bayes import Likelihood
 from asymvpr_core.retrieval.calibration import Calibration, threshold_of, usable_calibration, with_threshold
-from asymvpr_core.retrieval.gallery_index import open_index
+from asymvpr_core.retrieval.joint import PriorCondition, PriorGallery, galleries_in, open_prior
 from asymvpr_core.retrieval.matcher import Matcher, Verifier
 from asymvpr_core.retrieval.session import SessionGallery, Verification
 from asymvpr_core.types import LoopClosure, MatchResult, QueryFrame, Recognition
 
 
 class PlaceRecogniser:
-    """A query model, and what its descriptors are matched against: a prior gallery, this run's own keyframes, or both.
+    """A query model, and what its descriptors are matched against: a prior gallery (or several), this run's own keyframes, or both.
 
     `gallery`, `index` and `matcher` are those of the prior gallery, None without one; `session` is None
     where it is off. Not thread-safe.
     """
 
     def __init__(
-        self, model: QueryModel, gallery: Gallery | None, index: Any, matcher: MatcherSettings, session: SessionSettings,
+        self, model: QueryModel, gallery: PriorGallery | None, index: Any, matcher: MatcherSettings, session: SessionSettings,
         *, likelihood: Likelihood | None = None, session_likelihood: Likelihood | None = None, calibration: Calibration | None = None,
     ):  # fmt: skip
         """What `open` calls once the artefacts are open.
@@ -45,7 +46,7 @@ class PlaceRecogniser:
         self.model, self.gallery, self.index, self.calibration = model, gallery, index, calibration
         self._likelihood, self._session_likelihood = likelihood, session_likelihood
         # Prior keyframes of an earlier session were described by the light network, like those of this one.
-        self._light_prior = gallery is not None and is_own_session(gallery.manifest, model.manifest)
+        self._light_prior = gallery is not None and all(is_own_session(one.manifest, model.manifest) for one in galleries_in(gallery))
         self.session: SessionGallery | None = None
         self.matcher: Matcher | None = None
         self.matcher_settings, self.session_settings = matcher, session
@@ -54,7 +55,7 @@ class PlaceRecogniser:
     @classmethod
     def open(
         cls,
-        gallery_path: Path | None,
+        gallery_path: Path | Sequence[Path] | None,
         model_path: Path,
         matcher: MatcherSettings | None = None,
         runtime: RuntimeSettings | None = None,
@@ -66,24 +67,38 @@ class PlaceRecogniser:
         Descriptors of more than 256 MiB are verified behind the work; damage is then raised by `process`.
 
         Args:
-            gallery_path: the prior gallery; None: the session gallery alone.
+            gallery_path: the prior gallery; several in one map frame are searched as one; None: the session gallery alone.
 
         Raises:
-            ArtefactError: missing or damaged artefact, or gallery and model of different pairs.
-            RetrievalError: empty gallery, an index that does not fit it, or no thumbnails where geometric verification is on.
+            ArtefactError: missing or damaged artefact, gallery and model of different pairs, or a precision is asked for with
+                several galleries: a calibration is of one.
+            RetrievalError: empty gallery, several in different map frames, an index that does not fit it, or no thumbnails
+                where geometric verification is on.
             DeployError: the runtime refuses the model.
             SettingsError: settings that contradict each other, or neither a prior nor a session gallery.
         """
         matcher, session = matcher or MatcherSettings(), session or SessionSettings()
-        gallery = None if gallery_path is None else Gallery.open(Path(gallery_path), verify="auto")
+        paths = [] if gallery_path is None else [Path(gallery_path)] if isinstance(gallery_path, str | Path) else list(gallery_path)
+        gallery, index = open_prior(paths) if paths else (None, None)
         _check_some_gallery(gallery, session)
         model = QueryModel.open(Path(model_path), runtime)
         if gallery is None:
             return cls(model, None, None, matcher, session)
-        check_pair(gallery.manifest, model.manifest, gallery.path, model.path)
+        for one in galleries_in(gallery):
+            check_pair(one.manifest, model.manifest, one.path, model.path)
         needed = matcher.target_precision > 0 or session.session_target_precision > 0
-        calibration = usable_calibration(gallery, model.path, model.manifest, needed=needed)
-        return cls(model, gallery, open_index(gallery), matcher, session, calibration=calibration)
+        return cls(model, gallery, index, matcher, session, calibration=_calibration_of(gallery, model, needed))
+
+    @property
+    def condition(self) -> PriorCondition:
+        """How the search of the prior gallery goes."""
+        return PriorCondition.of(self.gallery, self.index)
+
+    def gallery_of(self, keyframe_index: int) -> Path:
+        """Folder of the prior gallery that holds a keyframe. Raises RetrievalError without one, or without such a keyframe."""
+        if self.gallery is None:
+            raise RetrievalError("there is no prior gallery", remedy="open one")
+        return self.gallery.path if isinstance(self.gallery, Gallery) else self.gallery.locate(keyframe_index)[0].path
 
     def process(self, image: np.ndarray, frame: QueryFrame) -> Recognition:
         """Say whether an `(H, W, 3)` uint8 RGB frame shows a place of the prior gallery, or of this session.
@@ -178,7 +193,8 @@ class PlaceRecogniser:
         """
         if other.gallery is None:
             raise RetrievalError("there is no prior gallery to take over", remedy="open one")
-        check_pair(other.gallery.manifest, self.model.manifest, other.gallery.path, self.model.path)
+        for one in galleries_in(other.gallery):
+            check_pair(one.manifest, self.model.manifest, one.path, self.model.path)
         before = (self.gallery, self.index, self._likelihood, self._light_prior)
         self.gallery, self.index = other.gallery, other.index
         self._likelihood, self._light_prior = other._likelihood, other._light_prior
@@ -214,7 +230,20 @@ class PlaceRecogniser:
         return LoopClosure(result.match.keyframe_index, stamp_ns, pose, result.stamp_ns, pose, result.covariance)
 
 
-def _check_some_gallery(gallery: Gallery | None, session: SessionSettings) -> None:
+def _calibration_of(gallery: PriorGallery, model: QueryModel, needed: bool) -> Calibration | None:
+    """The calibration of a gallery and this model; of several galleries there is none. Raises ArtefactError where one is needed."""
+    if isinstance(gallery, Gallery):
+        return usable_calibration(gallery, model.path, model.manifest, needed=needed)
+    if needed:
+        raise ArtefactError(
+            f"a precision is asked for, and {len(gallery.galleries)} galleries are searched as one: {gallery.path}",
+            expected="one gallery, which the calibration is of",
+            remedy="set a score threshold instead of the precision, or build one gallery of all images and calibrate that",
+        )
+    return None
+
+
+def _check_some_gallery(gallery: PriorGallery | None, session: SessionSettings) -> None:
     if gallery is None and not session.session_gallery:
         raise SettingsError(
             "there is no gallery to match against", expected="a prior gallery, or session_gallery true",
@@ -228,7 +257,7 @@ def _with_session_threshold(session: SessionSettings, calibration: Calibration |
     return session.model_copy(update={"session_score_threshold": threshold_of(session, calibration)})
 
 
-def _gallery_verifier(gallery: Gallery, matcher: MatcherSettings) -> Verifier | None:
+def _gallery_verifier(gallery: PriorGallery, matcher: MatcherSettings) -> Verifier | None:
     if matcher.geometric_verification == "off":
         return None
     from asymvpr_core.retrieval.verification import gallery_verifier  # costs nothing where it is off

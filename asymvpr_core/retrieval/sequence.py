@@ -19,6 +19,9 @@ from asymvpr_core.types import Match
 
 # The best place is looked for around the most probable keyframes; a place that none of so many lies at is not probable.
 _PLACES_TRIED = 16
+# Of a place as wide as two agreement radii, the match is looked for in the middle: a keyframe at its rim may lie beyond the radius
+# from the robot that is at the other.
+_MIDDLE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ class BayesAgreement:
         self._last: Moment | None = None
 
     def observe(self, found: Found, moment: Moment) -> Verdict:
-        """Of the most probable place, the keyframe that this frame resembles most."""
+        """Of the most probable place, followed for long enough, the keyframe near its middle that this frame resembles most."""
         self._forget_unless_follows(moment)
         belief = self._filter.observe(found, moment)
         region, posterior = self._best_place(belief)
@@ -183,7 +186,12 @@ class BayesAgreement:
         if posterior < self._settings.min_posterior:
             outside = f", {belief.outside:.3f} that the gallery does not show it" if belief.outside > posterior else ""
             return _nothing(f"{shown} is below {self._settings.min_posterior:.3f}{outside}", posterior)
-        inside = np.flatnonzero(np.isin(found.indices, belief.indices[region]))
+        observations = float(np.average(belief.observations[region], weights=belief.masses[region]))
+        if observations < self._settings.min_observations:
+            blind = " (without odometry one a second)" if moment.odometry is None else ""
+            needed = f"{observations:.1f} observations, {self._settings.min_observations:g} needed{blind}"
+            return _nothing(f"{shown}, but that is known from {needed}", posterior)
+        inside = self._in_the_middle(belief, region, found)
         if not len(inside):
             return _nothing("the best place is not among the keyframes that the frame resembles", posterior)
         first = int(inside[0])
@@ -225,6 +233,15 @@ class BayesAgreement:
             if mass > highest:
                 best, highest = np.flatnonzero(near), mass
         return best, min(highest, 1.0)
+
+    def _in_the_middle(self, belief: Belief, region: np.ndarray, found: Found) -> np.ndarray:
+        """Rows of `found`, best first, of the place's keyframes near where the robot is expected; of all of them where none is."""
+        inside = np.flatnonzero(np.isin(found.indices, belief.indices[region]))
+        shares = belief.masses[region] / belief.masses[region].sum()
+        expected = shares @ (self._places.positions[belief.indices[region], :2] + belief.residuals[region, :2])
+        apart = np.linalg.norm(self._places.positions[found.indices[inside], :2] - expected, axis=1)
+        middle = apart <= _MIDDLE_SHARE * self._settings.agreement_radius_m
+        return inside[middle] if middle.any() else inside
 
 
 # The match itself is always among what agrees, also where the filter gives its keyframe next to nothing.

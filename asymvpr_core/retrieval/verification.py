@@ -14,7 +14,8 @@ import numpy as np
 
 from asymvpr_core.config import THUMBNAIL_SIDE_PX
 from asymvpr_core.errors import RetrievalError
-from asymvpr_core.gallery.store import Gallery, decode_thumbnail, encode_thumbnail
+from asymvpr_core.gallery.store import decode_thumbnail, encode_thumbnail
+from asymvpr_core.retrieval.joint import PriorGallery
 from asymvpr_core.retrieval.session import Verification
 
 _FEATURES = 500  # a picture; more cost time and add weak ones
@@ -78,7 +79,7 @@ def _best(matcher: cv2.DescriptorMatcher, queries: np.ndarray, others: np.ndarra
     return {first.queryIdx: first.trainIdx for first, second in found if first.distance < _RATIO * second.distance}
 
 
-def gallery_verifier(gallery: Gallery) -> ThumbnailVerifier:
+def gallery_verifier(gallery: PriorGallery) -> ThumbnailVerifier:
     """A verifier over the thumbnails of a gallery.
 
     Raises:

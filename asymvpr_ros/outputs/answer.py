@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from std_msgs.msg import Header
 
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.retrieval.joint import PriorGallery
 from asymvpr_core.types import LoopClosure, MatchResult, Pose, Recognition
 from asymvpr_ros.conversions import stamp_message
 
@@ -46,7 +46,7 @@ class Answer:
     recognition: Recognition
     names: FrameNames
     image: np.ndarray
-    gallery: Gallery | None = None
+    gallery: PriorGallery | None = None
     announce_prior: bool = False
     announce_session: bool = False
     localisation: Localisation | None = None

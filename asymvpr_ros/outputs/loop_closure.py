@@ -8,7 +8,7 @@ from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 from std_msgs.msg import Float64MultiArray, Header
 
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.retrieval.joint import PriorGallery
 from asymvpr_core.types import LoopClosure
 from asymvpr_ros.conversions import pose_message, stamp_message
 from asymvpr_ros.outputs.answer import Answer, FrameNames
@@ -39,7 +39,7 @@ class LioLoopOutput(Output):
         super().__init__(*arguments)
         self._last_ns: int | None = None
 
-    def begin(self, gallery: Gallery | None, names: FrameNames) -> None:
+    def begin(self, gallery: PriorGallery | None, names: FrameNames) -> None:
         """Begin a new second."""
         self._last_ns = None
 

@@ -12,7 +12,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.retrieval.joint import PriorGallery
 from asymvpr_ros.outputs.answer import Answer, FrameNames
 from asymvpr_ros.outputs.output import Output
 from asymvpr_ros.qos import QosFaults
@@ -49,7 +49,7 @@ class MarkersOutput(Output):
         qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
         return qos
 
-    def begin(self, gallery: Gallery | None, names: FrameNames) -> None:
+    def begin(self, gallery: PriorGallery | None, names: FrameNames) -> None:
         """Show the keyframes of the gallery, or none, and no matches."""
         self._forget()
         positions = [] if gallery is None else [tuple(map(float, position)) for position in gallery.positions]

@@ -9,7 +9,7 @@ from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.retrieval.joint import PriorGallery
 from asymvpr_core.types import Pose
 from asymvpr_ros.conversions import pose_message
 from asymvpr_ros.outputs.answer import Answer, FrameNames
@@ -46,7 +46,7 @@ class Output:
         """Reliable, with the depth of the class."""
         return QoSProfile(depth=self.depth, reliability=ReliabilityPolicy.RELIABLE)
 
-    def begin(self, gallery: Gallery | None, names: FrameNames) -> None:
+    def begin(self, gallery: PriorGallery | None, names: FrameNames) -> None:
         """The node is active, or another gallery is in use: forget what was, and publish what does not come from frames."""
 
     def messages(self, answer: Answer) -> list[Any]:

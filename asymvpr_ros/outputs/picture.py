@@ -10,7 +10,7 @@ import numpy as np
 from sensor_msgs.msg import Image
 
 from asymvpr_core.errors import AsymvprError
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.retrieval.joint import PriorGallery
 from asymvpr_core.types import MatchResult
 from asymvpr_ros.outputs.answer import Answer, FrameNames
 from asymvpr_ros.outputs.output import Output
@@ -24,7 +24,7 @@ class PictureOutput(Output):
 
     topic, message_type, depth = "place_match/image", Image, 1
 
-    def begin(self, gallery: Gallery | None, names: FrameNames) -> None:
+    def begin(self, gallery: PriorGallery | None, names: FrameNames) -> None:
         """Forget the keyframe's picture: its index means another gallery."""
         self._shown: tuple[int, np.ndarray] | None = None
 
@@ -38,7 +38,7 @@ class PictureOutput(Output):
         data.frombytes(board.tobytes())
         return [Image(header=answer.header, height=height, width=width, encoding="rgb8", step=3 * width, data=data)]
 
-    def _keyframe_picture(self, gallery: Gallery | None, index: int) -> np.ndarray | None:
+    def _keyframe_picture(self, gallery: PriorGallery | None, index: int) -> np.ndarray | None:
         if gallery is None:
             return None
         if self._shown is None or self._shown[0] != index:
@@ -49,7 +49,7 @@ class PictureOutput(Output):
         return self._shown[1]
 
 
-def _picture(gallery: Gallery, index: int) -> np.ndarray:
+def _picture(gallery: PriorGallery, index: int) -> np.ndarray:
     """RGB picture of a keyframe: its thumbnail where the gallery has them, else the image, from wherever it is."""
     if gallery.has_thumbnails:
         return cv2.cvtColor(gallery.read_thumbnail(index), cv2.COLOR_GRAY2RGB)

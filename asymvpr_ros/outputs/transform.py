@@ -9,7 +9,7 @@ from rclpy.lifecycle import LifecycleNode
 from std_msgs.msg import Header
 
 from asymvpr_core.errors import SettingsError
-from asymvpr_core.gallery.store import Gallery
+from asymvpr_core.retrieval.joint import PriorGallery
 from asymvpr_core.rigid_transforms import compose, inverse
 from asymvpr_core.types import Pose
 from asymvpr_ros.conversions import pose_message, stamp_message
@@ -34,7 +34,7 @@ class TransformOutput(Output):
         self._T_map_odom: Pose | None = None
         super().__init__(node, faults)
 
-    def begin(self, gallery: Gallery | None, names: FrameNames) -> None:
+    def begin(self, gallery: PriorGallery | None, names: FrameNames) -> None:
         """Forget the transform."""
         self._T_map_odom, self._names = None, names
 
