@@ -1,7 +1,7 @@
 """Manifests: what made an artefact, which files belong to it, and whether they are whole.
 
-An artefact is a folder with a `manifest.json`. It is built under a temporary name beside its
-final one and renamed when complete, so that a folder with a manifest is a finished artefact.
+An artefact is a folder with a `manifest.json`. It is built beside its final name (`work_folder`)
+and renamed when complete, so that a folder with a manifest is a finished artefact.
 Every reader verifies the files that it uses and names the one that is wrong.
 """
 
@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -24,6 +22,7 @@ from asymvpr_core import __version__
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.json_files import read_json
 from asymvpr_core.manifest_fields import KnownFields
+from asymvpr_core.work_folder import refuse_undecodable, result_folder
 
 MANIFEST_NAME = "manifest.json"
 
@@ -232,9 +231,13 @@ def refuse_outside(folder: Path, path: Path) -> None:
 
 
 def verify_content(folder: Path, manifest: Manifest, name: str) -> None:
-    """Raise ArtefactError when the checksum of a listed file differs; reads all of it."""
+    """Raise ArtefactError when the checksum of a listed file differs, or it cannot be read; reads all of it."""
     path = Path(folder) / name
-    if sha256_of(path) != manifest.files[name].sha256:
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions and the disk") from error
+    if found != manifest.files[name].sha256:
         remedy = f"restore the file or rebuild with '{_REBUILD[manifest.kind]}'"
         raise ArtefactError(f"{path} is damaged: its checksum differs from the manifest's", remedy=remedy)
 
@@ -284,62 +287,17 @@ def check_pair(gallery: Manifest, model: Manifest, gallery_path: Path, model_pat
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `final` and rename it to `final` when the block succeeds.
+    """Give an empty folder for an artefact that is made in one go, and name it `final` when the block succeeds.
 
-    On an error the temporary folder is removed, so that no half-written artefact remains.
+    It lies in `.NAME.partial` beside `final`. On an error nothing remains; what a killed process left there is
+    removed by the next one that makes the same artefact.
 
     Raises:
-        ArtefactError: `final` exists already, or its parent cannot be written.
+        ArtefactError: `final` exists already, its parent cannot be written, or another process is making it.
     """
     final = Path(final)
-    refuse_existing(final)
-    staging: Path | None = None
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
-        staging.chmod(0o755)  # mkdtemp makes 0700, which other users of a shared gallery cannot read
+    with result_folder(final, final.with_name(f".{final.name}.partial"), worth_keeping=lambda work: False) as staging:
         yield staging
-        finish_folder(staging, final)
-    except OSError as error:
-        raise unwritable(final, error) from error
-    finally:
-        if staging is not None and staging.exists():
-            shutil.rmtree(staging)
-
-
-def finish_folder(staging: Path, final: Path) -> None:
-    """Flush a complete staging folder to disk and give it its final name, atomically."""
-    flush_folder(staging)
-    os.rename(staging, final)
-
-
-def flush_folder(staging: Path) -> None:
-    """Flush all files below a folder to disk."""
-    for path in staging.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-
-
-def refuse_undecodable(path: Path) -> None:
-    """Raise ArtefactError when `path` is no UTF-8: neither JSON nor the C++ libraries that read artefacts can name it."""
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError as error:
-        raise ArtefactError(f"the path {str(path)!a} is not UTF-8", remedy="rename the folder") from error
-
-
-def refuse_existing(final: Path) -> None:
-    """Raise ArtefactError when `final` exists and is not an empty folder, or has a name that cannot be written down."""
-    refuse_undecodable(final)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise ArtefactError(f"{final} exists already", remedy="give another --out, or remove it first")
-
-
-def unwritable(path: Path, error: OSError) -> ArtefactError:
-    """The one-line error for a folder that cannot be written (permissions, disk full, …)."""
-    reason = error.strerror or f"incomplete write ({error})"  # numpy counts bytes where the disk is full
-    return ArtefactError(f"{path} cannot be written: {reason}", remedy="free space or give another --out")
 
 
 def write_text_atomically(path: Path, text: str) -> None:

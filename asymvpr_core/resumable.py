@@ -1,11 +1,10 @@
-"""The work folder of a stage that can be killed and continued: `<out>.partial`, one process at a time.
+"""A stage that can be killed and continued: what it has done lies in `<out>.partial`.
 
 `build_resumably` makes a new artefact, `replace_resumably` puts another in the place of a finished one.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,19 +14,10 @@ from typing import Any, BinaryIO
 
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.folder_exchange import check_exchange, exchange_folders
-from asymvpr_core.manifest import (
-    MANIFEST_NAME,
-    finish_folder,
-    flush_folder,
-    refuse_existing,
-    sha256_of,
-    unwritable,
-    write_atomically,
-    write_text_atomically,
-)
+from asymvpr_core.manifest import MANIFEST_NAME, sha256_of, write_atomically, write_text_atomically
+from asymvpr_core.work_folder import LOCK, STAGING, flush_folder, locked, remove_work, result_folder, staging_folder, unwritable
 
-_FINGERPRINT, _LOCK, _STAGING, _REPLACED = "fingerprint.json", "lock", "staging", "replaced"
-_BOOKKEEPING = {_FINGERPRINT, f".{_FINGERPRINT}.partial", _LOCK, _REPLACED, f".{_REPLACED}.partial"}
+_FINGERPRINT, _REPLACED = "fingerprint.json", "replaced"
 
 
 def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
@@ -46,14 +36,11 @@ def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Pat
             folder is the user's own or belongs to a command with another fingerprint.
     """
     out = Path(out)
-    refuse_existing(out)
-
-    def finish(work: Path, staging: Path) -> None:
-        if out.is_dir():
-            out.rmdir()  # an empty folder that the user made
-        finish_folder(staging, out)
-
-    return _run(out, fingerprint, build, finish)
+    work = _work_of(out)
+    with result_folder(out, work, worth_keeping=_holds_pieces) as staging:
+        _check_fingerprint(work, json.loads(json.dumps(fingerprint)))
+        build(work, staging)
+    return out
 
 
 def replace_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
@@ -67,18 +54,16 @@ def replace_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[P
     """
     out = Path(out)
     clear_replaced(out)
-
-    def checked(work: Path, staging: Path) -> None:
+    work = _work_of(out)
+    with staging_folder(out, work, worth_keeping=_holds_pieces) as staging:
+        _check_fingerprint(work, json.loads(json.dumps(fingerprint)))
         check_exchange(work, out)
         build(work, staging)
-
-    def finish(work: Path, staging: Path) -> None:
         flush_folder(staging)
         # By this a later run knows, after a kill, that the staging folder holds what was replaced.
         write_text_atomically(work / _REPLACED, sha256_of(staging / MANIFEST_NAME))
         exchange_folders(staging, out)
-
-    return _run(out, fingerprint, checked, finish)
+    return out
 
 
 def clear_replaced(out: Path) -> None:
@@ -92,55 +77,13 @@ def clear_replaced(out: Path) -> None:
     try:
         if not marker.is_file():
             return
-        with open(work / _LOCK, "w") as lock:
-            _lock(lock.fileno(), work)
+        with locked(work):
             if marker.read_text(encoding="utf-8") == sha256_of(Path(out) / MANIFEST_NAME):
-                _remove(work)
+                remove_work(work)
             else:
                 marker.unlink()
     except OSError as error:
         raise unwritable(work, error) from error
-
-
-def _remove(work: Path) -> None:
-    """Remove a work folder, what says whose it is last, so that a kill in the middle does not leave remains of nobody."""
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in _BOOKKEEPING:
-            path.unlink()
-    shutil.rmtree(work)
-
-
-def _work_of(out: Path) -> Path:
-    return out.with_name(out.name + ".partial")
-
-
-def _run(
-    out: Path, fingerprint: dict[str, Any], build: Callable[[Path, Path], None], finish: Callable[[Path, Path], None]
-) -> Path:  # fmt: skip
-    work = _work_of(out)
-    staging = work / _STAGING
-    try:
-        if work.exists() and not (work / _FINGERPRINT).exists() and _holds_pieces(work):
-            raise ArtefactError(f"{work} exists and is no remains of a command", remedy="give another --out, or move that folder away")
-        work.mkdir(parents=True, exist_ok=True)
-        with open(work / _LOCK, "w") as lock:
-            _lock(lock.fileno(), work)
-            _check_fingerprint(work, json.loads(json.dumps(fingerprint)))
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir()
-            try:
-                build(work, staging)
-            except BaseException:
-                if not _holds_pieces(work):
-                    shutil.rmtree(work)
-                raise
-            finish(work, staging)
-            _remove(work)
-    except OSError as error:
-        raise unwritable(out, error) from error
-    return out
 
 
 def save_piece(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -156,12 +99,8 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
-def _lock(descriptor: int, work: Path) -> None:
-    try:
-        # Not flock: a loading process that outlives a killed training by some seconds would inherit its lock.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:  # which of them depends on the system
-        raise ArtefactError(f"{work} is in use by another process", remedy="wait for it, or give another --out") from error
+def _work_of(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
 
 
 def _check_fingerprint(work: Path, mine: dict[str, Any]) -> None:
@@ -183,6 +122,7 @@ def _check_fingerprint(work: Path, mine: dict[str, Any]) -> None:
 
 
 def _holds_pieces(work: Path) -> bool:
-    """Whether a second run could use anything of the work folder: its own bookkeeping and the staging folder are no work."""
-    paths = [path for entry in work.iterdir() if entry.name != _STAGING for path in (entry, *entry.rglob("*"))]
-    return any(path.is_file() and path.name not in _BOOKKEEPING for path in paths)
+    """Whether a second run could use anything of the work folder: bookkeeping, staging and half-written files are no work."""
+    paths = [path for entry in work.iterdir() if entry.name != STAGING for path in (entry, *entry.rglob("*"))]
+    names = [path.name for path in paths if path.is_file()]
+    return any(name not in (_FINGERPRINT, LOCK, _REPLACED) and not (name.startswith(".") and name.endswith(".partial")) for name in names)

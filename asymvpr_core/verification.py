@@ -56,9 +56,6 @@ class Verification:
             except ArtefactError as error:
                 self._damage = error
                 return
-            except OSError as error:
-                self._damage = ArtefactError(f"{self._folder / name} cannot be read: {error.strerror}", remedy="check the disk")
-                return
 
 
 def verify_behind(folder: Path, manifest: Manifest, names: list[str]) -> Verification | None:

@@ -21,7 +21,7 @@ import numpy as np
 from machine import describe, peak_bytes, reset_peak, resident_bytes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from asymvpr_core.memory.rows import RowFile
+from asymvpr_core.row_file import RowFile
 from asymvpr_core.training.alignment import align
 
 COPIES, IMAGES_PER_PLACE, BLOCK = 2, 8, 1000

@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
+from killing import finish, killed_after, make_pictures, start
 from machine import describe
 from safetensors.numpy import load_file
 
@@ -40,41 +37,6 @@ SETTINGS = TrainSettings(
     gradient_clip=1.0, epochs=3, batch_size=4, alignment_copies=1, frozen_share=0.8, validation_share=0.3, validation_views=2, workers=0,
     learning_rate=1e-3, threads=1, accelerator="cpu",
 )  # fmt: skip
-
-
-def make_pictures(folder: Path, places: int = 8, looks: int = 2) -> Path:
-    """Pictures of smooth colour patches, `looks` of each place, the later ones noisier."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for place in range(places):
-        patches = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        for look in range(looks):
-            picture = cv2.resize(patches, (160, 120), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 6 * look, (120, 160, 3))
-            name = f"@{500_000 + 10 * place + look:.2f}@5000000.00@31@U@@@p{place:03d}_{look}@@0@@@@@@.jpg"
-            cv2.imwrite(str(folder / name), np.clip(picture, 0, 255).astype(np.uint8))
-    return folder
-
-
-def start(function: Callable[[], object]) -> int:
-    """Run `function` in a forked process of a session of its own; returns its number."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setsid()
-            function()
-            code = 0
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        finally:
-            os._exit(code)
-    return child
-
-
-def finish(child: int) -> None:
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code != 0:
-        raise SystemExit(f"a run ended with {code}")
 
 
 def stage(out: Path) -> str:
@@ -119,20 +81,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         out = folder / f"run_{len(runs)}"
         child = start(lambda out=out: train(gallery, settings, out))  # type: ignore[misc]
         pause_s = float(rng.uniform(0.0, 1.2 * usual_s)) if len(kills) < options.kills else np.inf
-        deadline = time.perf_counter() + pause_s
-        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        while ended is None and time.perf_counter() < deadline:
-            time.sleep(0.002)
-            ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if ended is None:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        if killed_after(child, pause_s):
             kills.append("after the result had its name" if out.exists() else stage(out))
             killed += 1
             if not out.exists():
                 continue
-        else:
-            finish(child)
         runs.append(
             {"kills": killed, "difference": difference(out, folder / "undisturbed"), "same": same_choice(out, folder / "undisturbed")}
         )

@@ -30,7 +30,8 @@ from record import Record
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from asymvpr_core.memory.bank import build_memory_bank
 from asymvpr_core.memory.moments import Moments, stream_moments
-from asymvpr_core.memory.rows import RowFile, read_rows
+from asymvpr_core.memory.rows import read_rows
+from asymvpr_core.row_file import RowFile
 
 NEIGHBOURS, IMAGES_PER_PLACE = 10, 8
 GALLERY_ROWS = 8192  # of the neighbour search, in float32 at a time

@@ -234,3 +234,16 @@ def test_metadata_that_disagrees_with_the_storage(tmp_path):
     text = (path / "metadata.yaml").read_text()
     (path / "metadata.yaml").write_text(text.replace("reliability: 1", "reliability: 2"))
     assert "gives none of its messages" in error_of(path) and "ros2 bag reindex" in error_of(path)
+
+
+def test_two_writers_of_one_bag_and_what_a_killed_one_left(tmp_path):
+    (tmp_path / ".bag.partial" / "bag").mkdir(parents=True)
+    (tmp_path / ".bag.partial" / "bag" / "bag.db3").write_bytes(b"half")
+    (tmp_path / ".bag.partial" / "lock").touch()
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.write_compressed_image(IMAGE, START_NS, "camera", encode(picture(0)))
+        with pytest.raises(BagError, match=r"\.bag\.partial is in use by another process; wait for it"), BagWriter(tmp_path / "bag"):
+            pytest.fail("the block must not run")
+        writer.write_compressed_image(IMAGE, START_NS + TENTH_NS, "camera", encode(picture(1)))
+    assert [path.name for path in tmp_path.iterdir()] == ["bag"]
+    assert Bag.open(tmp_path / "bag").path == tmp_path / "bag"

@@ -54,6 +54,24 @@ def test_kill_training(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["kills.json"]
 
 
+def test_kill_artefacts(tmp_path: Path):
+    """Some kills of every stage, whenever they come: nothing wrong is left, and the next command gives the undisturbed result."""
+    run("kill_artefacts.py", "--kills", 2, "--folder", tmp_path, "--out", tmp_path / "kills.json")
+    stages = values(tmp_path / "kills.json", aims=False)["stages"]
+    assert set(stages) == {"session save", "bank build", "index build", "gallery build", "export"}
+    assert all(stage["kills"] >= 2 and not stage["wrong"] for stage in stages.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["kills.json"]
+
+
+def test_disk_faults(tmp_path: Path):
+    run("disk_faults.py", "--stages", "session", "bank", "index", "gallery", "--folder", tmp_path, "--out", tmp_path / "disk.json")
+    reasons = values(tmp_path / "disk.json", aims=False)["reasons"]
+    assert set(reasons) == {"session save", "bank build", "index build", "gallery build"}
+    for reason in reasons.values():
+        assert reason["full disk"][0] >= 1 and "cannot be written" in reason["full disk"][1]
+        assert "Permission denied" in reason["read-only folder"] and "another process" in reason["second at once"]
+
+
 def test_alignment_memory(tmp_path: Path):
     text = run(
         "alignment_memory.py",

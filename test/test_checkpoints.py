@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asymvpr_core.errors import NetworkError
@@ -20,6 +20,7 @@ from asymvpr_core.networks import loading
 from asymvpr_core.networks.checkpoints import read_state
 from asymvpr_core.networks.efficientnet_lite import rename_lite
 from asymvpr_core.networks.loading import LoadedNetwork, load_network, random_network
+from asymvpr_core.networks.query import save_tensors
 from asymvpr_core.networks.registry import network_spec
 from asymvpr_core.networks.spec import renamed
 
@@ -373,3 +374,11 @@ def test_a_torchscript_archive_is_called_that(tmp_path):
         torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "model.pt"))
     with pytest.raises(NetworkError, match="model.pt is a TorchScript archive, which holds code"):
         read_state(tmp_path / "model.pt")
+
+
+def test_saved_weights_may_be_read_by_whom_other_files_may(tmp_path):
+    """safetensors' own writer makes files that only their owner may read: a run on a shared disk was of no use to others."""
+    (tmp_path / "other").write_bytes(b"")
+    save_tensors({"w": torch.ones(2)}, tmp_path / "w.safetensors")
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert torch.equal(load_file(tmp_path / "w.safetensors")["w"], torch.ones(2))

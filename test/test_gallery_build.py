@@ -149,6 +149,29 @@ def test_a_killed_build_continues_and_gives_the_same_descriptors(gallery, folder
     assert np.array_equal(np.load(out / "descriptors.npy"), np.asarray(gallery.descriptors))
 
 
+def test_a_chunk_that_was_damaged_meanwhile_is_described_again(folder, gallery, tmp_path, monkeypatch):
+    """A disk that loses a bit between a kill and the next run must not get it into the gallery, whose manifest would seal it."""
+    out, described = tmp_path / "gallery", []
+
+    def stop(*arguments: object) -> None:
+        raise GalleryError("stopped behind the chunks")
+
+    def counting(items, description, total=None, completed=0):
+        described.append(completed)
+        yield from items
+
+    with monkeypatch.context() as patched, pytest.raises(GalleryError, match="stopped"):
+        patched.setattr("asymvpr_core.gallery.build.write_descriptors", stop)
+        build_gallery(open_source(folder), SETTINGS, out)
+    flipped, unreadable, _ = sorted(_chunks(out))
+    whole = flipped.read_bytes()
+    flipped.write_bytes(whole[:-5] + bytes([whole[-5] ^ 64]) + whole[-4:])
+    unreadable.with_suffix(".json").write_text("{")
+    build_gallery(open_source(folder), SETTINGS, out, progress=counting)
+    assert described[0] == 2  # of ten images in chunks of four only the last chunk was used
+    assert np.array_equal(np.load(out / "descriptors.npy"), np.asarray(gallery.descriptors))
+
+
 def test_what_cannot_be_built_is_refused_and_leaves_no_gallery(folder, gallery, tmp_path):
     with pytest.raises(ArtefactError, match="exists already"):
         build_gallery(open_source(folder), SETTINGS, gallery.path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
 from asymvpr_core.manifest import digest_of
 from asymvpr_core.retrieval import tuning
 from asymvpr_core.retrieval.building import index_gallery
-from asymvpr_core.retrieval.gallery_index import INDEX, Trial, open_index
+from asymvpr_core.retrieval.gallery_index import INDEX, Trial, locked_gallery, open_index
 from asymvpr_core.retrieval.index import search, view_index
 from asymvpr_core.retrieval.joint import JointGallery
 from asymvpr_core.retrieval.matcher import Matcher
@@ -181,6 +183,32 @@ def test_damage_is_refused_by_name_and_never_searched_otherwise(gallery):
     (gallery / str(manifest.file_name)).unlink()
     with pytest.raises(ArtefactError, match="is missing"):
         open_index(Gallery.open(gallery))
+
+
+def test_a_second_build_is_refused_at_once_and_harms_nothing(gallery, monkeypatch):
+    index_gallery(gallery, IndexSettings())
+    before = (gallery / INDEX).read_bytes()
+    with locked_gallery(gallery), pytest.raises(ArtefactError, match="another process is writing to gallery .*; wait for it"):
+        index_gallery(gallery, IndexSettings(kind="sq8"))
+    monkeypatch.setattr(os, "access", lambda *arguments, **options: False)  # root may write everywhere
+    with pytest.raises(ArtefactError, match="index.json cannot be written: Permission denied; .*the index before stays valid"):
+        index_gallery(gallery, IndexSettings(kind="sq8"))
+    assert (gallery / INDEX).read_bytes() == before
+
+
+def test_a_disk_that_is_full_at_the_last_step_leaves_the_index_before_and_nothing_else(gallery, monkeypatch):
+    before = index_gallery(gallery, IndexSettings(kind="sq8", queries=10))
+    names = sorted(path.name for path in gallery.iterdir())
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for kind in ("rabitq", "sq8"):
+        with monkeypatch.context() as patched, pytest.raises(ArtefactError, match="index.json cannot be written: No space left on device"):
+            patched.setattr("asymvpr_core.retrieval.gallery_index.write_text_atomically", full)
+            index_gallery(gallery, IndexSettings(kind=kind, queries=10))
+        assert sorted(path.name for path in gallery.iterdir()) == names
+    assert open_index(Gallery.open(gallery)).kind == before.kind == "sq8"
 
 
 def test_newer_and_foreign_indexes_are_refused(gallery, tmp_path):

@@ -18,16 +18,15 @@ from asymvpr_core.manifest import (
     Manifest,
     check_pair,
     digest_of,
-    finish_folder,
     new_folder,
     read_manifest,
-    refuse_existing,
     sha256_of,
     verify_files,
     write_atomically,
     write_manifest,
     write_text_atomically,
 )
+from asymvpr_core.work_folder import finish_folder, refuse_existing
 
 CONTENT = bytes(range(256)) * 40
 
@@ -80,6 +79,15 @@ def test_a_flipped_bit_is_found_wherever_it_is(artefact: Path):
 def test_a_truncated_file_is_found(artefact: Path):
     (artefact / "data.bin").write_bytes(CONTENT[:-1])
     with pytest.raises(ArtefactError, match=f"has {len(CONTENT) - 1} bytes; expected {len(CONTENT)}"):
+        verify_files(artefact, read_manifest(artefact, "gallery"))
+
+
+def test_a_file_that_may_not_be_read_is_one_clear_line(artefact: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("asymvpr_core.manifest.sha256_of", refuse)  # root may read everything
+    with pytest.raises(ArtefactError, match=r"data\.bin cannot be read: Permission denied; check its permissions"):
         verify_files(artefact, read_manifest(artefact, "gallery"))
 
 
@@ -216,7 +224,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path):
 def test_nothing_has_the_final_name_before_the_end(tmp_path: Path):
     with new_folder(tmp_path / "out") as folder:
         assert not (tmp_path / "out").exists()
-        assert folder.parent == tmp_path  # the same file system, so that the rename is atomic
+        assert folder.is_relative_to(tmp_path)  # the same file system, so that the rename is atomic
     assert (tmp_path / "out").is_dir()
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
 

@@ -15,8 +15,9 @@ from asymvpr_core.memory.bank import MemoryBank, build_memory_bank
 from asymvpr_core.memory.cells import assign_places
 from asymvpr_core.memory.low_rank import place_factors
 from asymvpr_core.memory.moments import Moments, PassState, stream_moments
-from asymvpr_core.memory.rows import RowFile, read_rows
+from asymvpr_core.memory.rows import read_rows
 from asymvpr_core.memory.spread import augmentation_exponent, mean_spread, relative_gamma, scaled_gamma
+from asymvpr_core.row_file import RowFile
 from asymvpr_core.types import Keyframe, Pose
 
 

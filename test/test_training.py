@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from damaging import damages
 from tiny_artefacts import make_street
 from town_folder import make_folder
 
@@ -188,16 +189,22 @@ def test_export_refuses_what_misses_the_tolerance_and_leaves_nothing(run_path, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_refuses_a_damaged_run(run_path, tmp_path):
+@pytest.mark.parametrize("name", ["weights.safetensors", "manifest.json"])
+def test_export_refuses_a_damaged_run(run_path, tmp_path, name):
     import shutil
 
     damaged = tmp_path / "run"
     shutil.copytree(run_path, damaged)
-    data = bytearray((damaged / "weights.safetensors").read_bytes())
-    data[len(data) // 2] ^= 1
-    (damaged / "weights.safetensors").write_bytes(data)
-    with pytest.raises(ArtefactError, match="weights.safetensors is damaged"):
-        export_model(damaged, tmp_path / "model", ExportSettings())
+    whole = (damaged / name).read_bytes()
+    for damage, content in damages(damaged / name, None):
+        if content is not None and content + b"\n" == whole:
+            continue  # the newline at the end of a text
+        (damaged / name).unlink() if content is None else (damaged / name).write_bytes(content)
+        with pytest.raises(ArtefactError, match=name):
+            export_model(damaged, tmp_path / "model", ExportSettings())
+            pytest.fail(damage)
+        (damaged / name).write_bytes(whole)
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(run_path, gallery_path, tmp_path, monkeypatch):

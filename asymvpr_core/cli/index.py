@@ -61,7 +61,7 @@ def build(
         seed=seed,
     )
     if report is not None:
-        from asymvpr_core.manifest import refuse_existing
+        from asymvpr_core.work_folder import refuse_existing
 
         refuse_existing(report)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -15,8 +15,9 @@ from rosbags.interfaces import Connection, Qos, QosDurability, QosHistory, QosLi
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 
 from asymvpr_core.datasets.bag_storage import check_sqlite_path, standard_types
-from asymvpr_core.errors import BagError
+from asymvpr_core.errors import ArtefactError, BagError
 from asymvpr_core.types import Pose
+from asymvpr_core.work_folder import locked, remove_work
 
 _STORAGE = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}
 _INFINITE = QosTime(9223372036, 854775807)  # RMW_DURATION_INFINITE, which 'ros2 bag record' writes for "not set"
@@ -47,7 +48,7 @@ class BagWriter:
         storage: "sqlite3" or "mcap".
 
     Raises:
-        BagError: the folder exists, cannot be written, or the disk is full; also from every write.
+        BagError: the folder exists, cannot be written, is being written by another process, or the disk is full; also from every write.
     """
 
     def __init__(self, path: Path, storage: Literal["sqlite3", "mcap"] = "sqlite3"):
@@ -60,6 +61,7 @@ class BagWriter:
         self._types = self._typestore.types
         # The inner folder has the final name because the storage file is called after its folder.
         self._partial = self.path.parent / f".{self.path.name}.partial"
+        self._lock = ExitStack()
         self._writer: Writer | None = None
         self._connections: dict[str, Connection] = {}
 
@@ -67,8 +69,14 @@ class BagWriter:
         if self.path.exists():
             raise BagError(f"{self.path} exists already", remedy="remove it or choose another folder")
         try:
-            if self._partial.exists():
-                shutil.rmtree(self._partial)
+            self._lock.enter_context(locked(self._partial))
+        except ArtefactError as error:
+            raise BagError(error.found, remedy=error.remedy) from error
+        except OSError as error:
+            raise self._write_error(error) from error
+        try:
+            if (self._partial / self.path.name).exists():
+                shutil.rmtree(self._partial / self.path.name)  # of a killed process
             self._writer = Writer(self._partial / self.path.name, version=8, storage_plugin=_STORAGE[self.storage])
             self._writer.open()
         except Exception as error:
@@ -85,7 +93,8 @@ class BagWriter:
         try:
             self._writer.close()
             os.rename(self._partial / self.path.name, self.path)
-            self._partial.rmdir()
+            remove_work(self._partial)
+            self._lock.close()
         except Exception as error:
             self._discard()
             raise self._write_error(error) from error
@@ -228,7 +237,9 @@ class BagWriter:
         if writer is not None:
             with suppress(Exception):  # the storage may be broken already; its files go away below
                 writer.abort()
-        shutil.rmtree(self._partial, ignore_errors=True)
+        with suppress(OSError):  # what stays is removed by the next writer of this bag
+            remove_work(self._partial)
+        self._lock.close()
 
     def _write_error(self, error: Exception) -> BagError:
         if isinstance(error, WriterError | OSError) or type(error).__module__ in ("sqlite3", "apsw"):

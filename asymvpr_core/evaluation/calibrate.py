@@ -26,7 +26,7 @@ from asymvpr_core.evaluation.held_out import HeldOut, Split, held_out, held_out_
 from asymvpr_core.evaluation.outcomes import in_ring, without_recent
 from asymvpr_core.evaluation.protocol import check_map_frames, check_poses, correct_match_rule
 from asymvpr_core.gallery.store import Gallery
-from asymvpr_core.manifest import check_pair, new_folder, refuse_existing, write_text_atomically
+from asymvpr_core.manifest import check_pair, new_folder, write_text_atomically
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.retrieval.calibration import (
     CALIBRATION,
@@ -39,6 +39,7 @@ from asymvpr_core.retrieval.calibration import (
     write_calibration,
 )
 from asymvpr_core.retrieval.gallery_index import open_index
+from asymvpr_core.work_folder import refuse_existing
 
 REPORT = "report.html"
 

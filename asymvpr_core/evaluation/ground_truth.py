@@ -35,16 +35,12 @@ class GalleryImages:
         self.map_frame, self.records = gallery.map_frame, list(gallery.keyframes)
 
     def read_encoded(self, indices: list[int]) -> Iterator[tuple[int, bytes]]:
-        """Yield (index, bytes of the file). Raises ImageError where the picture is gone."""
+        """Yield (index, bytes of the file). Raises ImageError where the picture is gone or damaged."""
         for index in indices:
-            path = self.gallery.image_path(index)
             try:
-                yield index, path.read_bytes()
-            except OSError as error:
-                raise ImageError(
-                    f"image {path} of gallery {self.gallery.path} cannot be read: {error.strerror}",
-                    remedy="give the images with --database",
-                ) from error
+                yield index, self.gallery.read_encoded(index)
+            except ImageError as error:
+                raise ImageError(f"of gallery {self.gallery.path}, {error.found}", remedy="give the images with --database") from error
 
     def read_images(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (index, `(H, W, 3)` uint8 RGB). Raises ImageError where the picture is gone."""

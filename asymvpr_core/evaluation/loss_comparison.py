@@ -27,7 +27,7 @@ from asymvpr_core.evaluation.predictions import Predictions
 from asymvpr_core.evaluation.recall import predict
 from asymvpr_core.evaluation.retrieval_metrics import statistics
 from asymvpr_core.gallery.store import Gallery
-from asymvpr_core.manifest import read_manifest, refuse_undecodable, sha256_of, unwritable, write_text_atomically
+from asymvpr_core.manifest import read_manifest, sha256_of, write_text_atomically
 from asymvpr_core.memory.neighbours import build_neighbours
 from asymvpr_core.memory.origin import gallery_digest
 from asymvpr_core.networks.query import QueryNetwork
@@ -38,6 +38,7 @@ from asymvpr_core.settings_files import make_settings
 from asymvpr_core.training import hardware
 from asymvpr_core.training.objective import NEIGHBOUR_LOSSES
 from asymvpr_core.training.run import WEIGHTS, train
+from asymvpr_core.work_folder import refuse_undecodable, unwritable
 
 ALIGNED, ALIGNED_ALL = "aligned", "aligned:all"
 _RANDOM = ":random"

@@ -33,6 +33,7 @@ from asymvpr_core.networks.projection import Projection, make_projection
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably, link_or_copy
 from asymvpr_core.retrieval.building import index_gallery
+from asymvpr_core.row_file import RowFile
 
 _BLOCK = 4096  # rows copied at a time
 
@@ -81,7 +82,8 @@ def build_gallery(
         report_unreadable(described, len(source.records), skip_unreadable, work)
         _write(staging, source, settings, network, described, borrowed)
         if source.layout == "bag":
-            shutil.copytree(work / IMAGES, staging / IMAGES, copy_function=link_or_copy)
+            half_written = shutil.ignore_patterns(".*.partial")  # of a killed run, where the picture can no longer be read
+            shutil.copytree(work / IMAGES, staging / IMAGES, copy_function=link_or_copy, ignore=half_written)
         if settings.thumbnail_side_px:
             write_thumbnails(staging, source, described.kept, settings.thumbnail_side_px, progress)
         _write_manifest(staging, source, settings, network, described)
@@ -127,18 +129,16 @@ def write_descriptors(
     if projection is not None:
         projection.save(staging / PROJECTION)
     count = 0 if before is None else len(before)
-    descriptors = np.lib.format.open_memmap(staging / DESCRIPTORS, mode="w+", dtype=dtype, shape=(count + len(features), dimension))
-    for start in range(0, count, _BLOCK):
-        stop = min(start + _BLOCK, count)
-        descriptors[start:stop] = before[start:stop]  # type: ignore[index]
-    row = count
-    for block in [features] if projection is None else projection.blocks(features):
-        finite = np.isfinite(block).all(axis=1)
-        if not finite.all():
-            raise GalleryError(f"descriptor {row + int(np.argmin(finite))} is not finite", remedy="check the weights and that image")
-        descriptors[row : row + len(block)] = block
-        row += len(block)
-    descriptors.flush()
+    with RowFile(staging / DESCRIPTORS, (count + len(features), dimension), np.dtype(dtype)) as descriptors:
+        for start in range(0, count, _BLOCK):
+            descriptors.write(start, before[start : min(start + _BLOCK, count)])  # type: ignore[index]
+        row = count
+        for block in [features] if projection is None else projection.blocks(features):
+            finite = np.isfinite(block).all(axis=1)
+            if not finite.all():
+                raise GalleryError(f"descriptor {row + int(np.argmin(finite))} is not finite", remedy="check the weights and that image")
+            descriptors.write(row, block)
+            row += len(block)
 
 
 def write_thumbnails(staging: Path, source: Dataset, kept: list[int], side_px: int, progress: Progress, first: int = 0) -> None:

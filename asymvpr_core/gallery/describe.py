@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +20,18 @@ from asymvpr_core.datasets.dataset import Dataset
 from asymvpr_core.errors import GalleryError, ImageError
 from asymvpr_core.gallery.store import IMAGES
 from asymvpr_core.image_decoding import decode_image
-from asymvpr_core.manifest import write_text_atomically
+from asymvpr_core.manifest import sha256_of, write_text_atomically
 from asymvpr_core.networks.loading import LoadedNetwork
 from asymvpr_core.preprocess import Preprocess
 from asymvpr_core.progress import Progress
 from asymvpr_core.resumable import save_piece
+from asymvpr_core.row_file import RowFile
 
 Item = tuple[int, np.ndarray | ImageError]
 
 _SHOWN = 5  # unreadable images in an error message
 UNREADABLE = "unreadable.txt"  # in the work folder: all of them
+_FEATURES = "features.npy"  # there too: the rows of all chunks
 
 # Pixels of a batch of pictures in their own size: one of 12 million, as telephones take, needs some 2 GB in a ResNet-18.
 _BATCH_PIXELS = 1 << 23
@@ -113,7 +118,7 @@ def prepared_inputs(source: Dataset, todo: list[int], preprocess: Preprocess, wo
         if source.layout == "bag":
             path = work / IMAGES / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            save_piece(path, lambda file, data=data: file.write(data))  # type: ignore[misc]  # before its chunk counts as done
         yield index, image
 
 
@@ -198,11 +203,14 @@ def missing_chunks(source: Dataset, settings: GallerySettings, work: Path) -> li
 
 def save_chunk(work: Path, chunk: range, result: ChunkResult) -> None:
     """Write a chunk so that it exists only when it is whole."""
-    path = _path(work, chunk)
-    # The record first: features without it would pass for a chunk that has every image.
-    record = {"kept": result.kept, "errors": {str(index): reason for index, reason in result.errors.items()}}
+    path, content = _path(work, chunk), io.BytesIO()
+    np.save(content, result.features, allow_pickle=False)
+    # The record first: features without it would pass for a chunk that has every image. Its checksum is that of the
+    # features: what a disk damages between a kill and the next run must not end up in the gallery, sealed by its manifest.
+    errors = {str(index): reason for index, reason in result.errors.items()}
+    record = {"kept": result.kept, "errors": errors, "sha256": hashlib.sha256(content.getbuffer()).hexdigest()}
     save_piece(path.with_suffix(".json"), lambda file: file.write(json.dumps(record).encode()))
-    save_piece(path, lambda file: np.save(file, result.features, allow_pickle=False))
+    save_piece(path, lambda file: file.write(content.getbuffer()))
 
 
 def collect(source: Dataset, settings: GallerySettings, work: Path) -> Description:
@@ -217,13 +225,14 @@ def collect(source: Dataset, settings: GallerySettings, work: Path) -> Descripti
     width = np.load(paths[0], mmap_mode="r", allow_pickle=False).shape[1]
     if not kept:
         return Description(np.empty((0, width), np.float32), kept, unreadable)
-    features = np.lib.format.open_memmap(work / "features.npy", mode="w+", dtype=np.float32, shape=(len(kept), width))
-    row = 0
-    for path in paths:
-        block = np.load(path, allow_pickle=False)
-        features[row : row + len(block)] = block
-        row += len(block)
-    return Description(features, kept, unreadable)
+    together, row = work / _FEATURES, 0
+    together.unlink(missing_ok=True)  # of a killed run, perhaps with other images left out
+    with RowFile(together, (len(kept), width), np.float32) as features:
+        for path in paths:
+            block = np.load(path, allow_pickle=False)
+            features.write(row, block)
+            row += len(block)
+    return Description(np.load(together, mmap_mode="r", allow_pickle=False), kept, unreadable)
 
 
 def _path(work: Path, chunk: range) -> Path:
@@ -231,8 +240,13 @@ def _path(work: Path, chunk: range) -> Path:
 
 
 def _is_done(path: Path) -> bool:
-    return path.exists() and not _record(path)["errors"]
+    """Whether a chunk is there with every image and undamaged; otherwise it is described again."""
+    try:
+        record = _record(path)
+        return not record["errors"] and record["sha256"] == sha256_of(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
-def _record(path: Path) -> dict[str, dict[str, str]]:
+def _record(path: Path) -> dict[str, Any]:
     return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

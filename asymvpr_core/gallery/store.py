@@ -8,6 +8,7 @@ where geometric verification was asked for.
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ import numpy as np
 from asymvpr_core.arrays import open_array
 from asymvpr_core.datasets.image_files import stays_inside
 from asymvpr_core.errors import ArtefactError, ImageError
-from asymvpr_core.image_decoding import decode_grey_jpeg, read_image
+from asymvpr_core.image_decoding import decode_grey_jpeg, decode_image, read_image_file
 from asymvpr_core.manifest import GalleryNetworkIdentity, Manifest, read_manifest, refuse_outside, verify_files
 from asymvpr_core.types import IDENTITY_QUATERNION, Keyframe, Pose
 from asymvpr_core.verification import Verification, verify_behind
@@ -176,17 +177,27 @@ class Gallery:
         verify_files(self.path, self.manifest, [name])
         return decode_thumbnail((self.path / name).read_bytes(), str(self.path / name))
 
-    def read_image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB picture of keyframe `index`.
+    def read_encoded(self, index: int) -> bytes:
+        """The file of the picture of keyframe `index`; of one that lies in the gallery the checksum is tested.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: it cannot be read, or is damaged.
             ArtefactError: it belongs to the gallery and is a link that leaves its folder.
         """
         path = self.image_path(index)
         if self.manifest.details["images_in_gallery"]:
             refuse_outside(self.path, path)
-        return read_image(path)
+        data = read_image_file(path)
+        if self.manifest.details["images_in_gallery"]:
+            entry = self.manifest.files.get(f"{IMAGES}/{self.keyframes[index].name}")
+            if entry is None or hashlib.sha256(data).hexdigest() != entry.sha256:
+                found = f"image {path} is damaged: its checksum is not that in the manifest of the gallery"
+                raise ImageError(found, remedy="restore the file or rebuild with 'asymvpr gallery build'")
+        return data
+
+    def read_image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB picture of keyframe `index`. Raises ImageError when it cannot be read or is damaged."""
+        return decode_image(self.read_encoded(index), str(self.image_path(index)))
 
 
 def thumbnail_name(index: int) -> str:

@@ -25,10 +25,10 @@ from asymvpr_core.memory.cells import gallery_places
 from asymvpr_core.memory.low_rank import factor_offsets, low_rank_moments
 from asymvpr_core.memory.moments import Moments, PassState, check_places, stream_moments
 from asymvpr_core.memory.origin import check_origin, gallery_digest, origin
-from asymvpr_core.memory.rows import RowFile
 from asymvpr_core.memory.spread import mean_spread
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.resumable import build_resumably, link_or_copy, save_piece
+from asymvpr_core.row_file import RowFile
 
 CENTROIDS, VARIANCES, COUNTS, PLACES = "centroids.npy", "variances.npy", "counts.npy", "places.npy"
 FACTORS, FACTOR_OFFSETS = "factors.npy", "factor_offsets.npy"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -159,6 +159,7 @@ def save_tensors(state: dict[str, Tensor], path: Path) -> None:
     try:
         # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
         tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-        write_atomically(path, lambda file: save_file(tensors, file.name))
+        # Not save_file: it puts a file of its own in this one's place, that others may not read and that nobody flushes.
+        write_atomically(path, lambda file: file.write(save(tensors)))
     except (SafetensorError, OSError) as error:
         raise ArtefactError(f"weights {path} cannot be written: {error}", remedy="free space or give another --out") from error

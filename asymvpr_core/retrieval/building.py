@@ -7,9 +7,10 @@ from pathlib import Path
 from asymvpr_core.config import IndexSettings
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
+from asymvpr_core.manifest import read_manifest
 from asymvpr_core.progress import Progress, silent
 from asymvpr_core.retrieval.exact_search import search_exactly
-from asymvpr_core.retrieval.gallery_index import IndexManifest, read_index_file, read_index_manifest, save_index
+from asymvpr_core.retrieval.gallery_index import IndexManifest, locked_gallery, read_index_file, read_index_manifest, save_index
 from asymvpr_core.retrieval.index import finite_chunks
 from asymvpr_core.retrieval.tuning import MEGABYTE, choose_index, exact_suffices, made_up_queries, measure_ladder, preferred_kinds, reaches
 
@@ -39,6 +40,14 @@ def index_gallery(
         ArtefactError: damaged gallery, folder that cannot be written, or another process writing an index there.
         RetrievalError: as `choose_index`.
     """
+    read_manifest(gallery_path, "gallery")  # a folder that is none is refused as such
+    with locked_gallery(Path(gallery_path)):  # from the start: two measurements at once would disturb each other, and one be for nothing
+        return _index_gallery(gallery_path, settings, every_kind=every_kind, verify=verify, why=why, progress=progress)
+
+
+def _index_gallery(
+    gallery_path: Path, settings: IndexSettings, *, every_kind: bool, verify: bool, why: str, progress: Progress
+) -> IndexManifest:
     gallery = Gallery.open(gallery_path, verify=verify)
     if DESCRIPTORS not in gallery.manifest.files:
         raise ArtefactError(f"the manifest of gallery {gallery_path} does not list {DESCRIPTORS}", remedy="rebuild the gallery")

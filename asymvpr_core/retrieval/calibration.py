@@ -19,7 +19,8 @@ from asymvpr_core.deploy.runtime import MODEL
 from asymvpr_core.errors import ArtefactError, SettingsError
 from asymvpr_core.gallery.store import Gallery
 from asymvpr_core.json_files import read_json
-from asymvpr_core.manifest import Manifest, digest_of, refuse_outside, unwritable, write_text_atomically
+from asymvpr_core.manifest import Manifest, digest_of, refuse_outside, write_text_atomically
+from asymvpr_core.work_folder import unwritable
 
 CALIBRATION = "calibration.json"
 FORMAT_VERSION = 1
@@ -196,7 +197,7 @@ def write_calibration(gallery: Path, calibration: Calibration) -> Path:
     try:
         write_text_atomically(path, sealed.model_dump_json(indent=2) + "\n")
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(path, error, "free space, or check the permissions of the folder") from error
     return path
 
 

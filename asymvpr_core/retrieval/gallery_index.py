@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -20,13 +21,15 @@ from asymvpr_core.config import IndexKind, IndexSettings
 from asymvpr_core.errors import ArtefactError, RetrievalError
 from asymvpr_core.gallery.store import DESCRIPTORS, Gallery
 from asymvpr_core.json_files import read_json
-from asymvpr_core.manifest import FileEntry, digest_of, read_manifest, refuse_outside, sha256_of, unwritable, write_text_atomically
+from asymvpr_core.manifest import FileEntry, digest_of, read_manifest, refuse_outside, sha256_of, write_text_atomically
 from asymvpr_core.retrieval.index import in_order, read_index, search_with_ties, view_index, write_index
 from asymvpr_core.retrieval.recipes import RECIPES, Parameters, compose, set_parameters
+from asymvpr_core.work_folder import unwritable
 
 INDEX = "index.json"
 FORMAT_VERSION = 2  # 2: trials have a bound of their recall
 _REMEDY = "build it anew with 'asymvpr index build'"
+_WRITABLE = "free space, or check the permissions of the folder; the index before stays valid"
 
 
 class Trial(BaseModel):
@@ -131,43 +134,73 @@ class GalleryIndex:
         return in_order(scores, indices, k)
 
 
+@contextmanager
+def locked_gallery(folder: Path) -> Iterator[None]:
+    """Keep other writers out of a gallery until the block ends. The folder itself is locked, so that no lock file stays in a gallery.
+
+    Raises:
+        ArtefactError: another process is writing there, there is no such folder, or it cannot be written.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ArtefactError(f"gallery {folder} cannot be opened: {error.strerror}", remedy="check the path and its permissions") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtefactError(f"another process is writing to gallery {folder}", remedy="wait for it") from error
+        if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):  # before minutes of measuring
+            raise unwritable(folder / INDEX, PermissionError(errno.EACCES, os.strerror(errno.EACCES)), _WRITABLE)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def save_index(
     folder: Path, kind: IndexKind, index: Any, parameters: Parameters, refine: str, *, descriptors: np.ndarray, descriptors_sha256: str,
     pair_id: str, settings: dict[str, Any] | None = None, trials: list[Trial] | None = None, note: str = "",
 ) -> IndexManifest:  # fmt: skip
     """Write an index into the gallery folder: its file first, then `index.json`; the one before stays valid until then.
 
+    To be called inside of `locked_gallery`, or on a folder that nobody knows yet.
+
     Raises:
-        RetrievalError, ArtefactError: the folder cannot be written, or another process is writing an index there.
+        RetrievalError, ArtefactError: the folder cannot be written.
     """
-    name, entry = None, None
+    name, entry, is_new = None, None, False
+    _check_unchanged(folder, descriptors_sha256)
     try:
-        with locked_gallery(folder):
-            _check_unchanged(folder, descriptors_sha256)
-            if index is not None:
-                temporary = folder / f".index-{os.getpid()}.partial"
-                try:
-                    write_index(index, temporary)
-                    with open(temporary, "rb") as file:
-                        os.fsync(file.fileno())
-                    entry = FileEntry(bytes=temporary.stat().st_size, sha256=sha256_of(temporary))
-                    name = f"index-{entry.sha256[:12]}.faiss"
-                    os.replace(temporary, folder / name)
-                finally:
-                    temporary.unlink(missing_ok=True)
-            manifest = IndexManifest(
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                kind=kind, refine=refine, parameters=parameters, keyframes=len(descriptors), dimension=int(descriptors.shape[1]),
-                pair_id=pair_id, descriptors_sha256=descriptors_sha256, file_name=name, file=entry,
-                settings=settings or {}, trials=trials or [], note=note,
-            )  # fmt: skip
-            manifest.index_sha256 = _digest(manifest)
+        if index is not None:
+            temporary = folder / f".index-{os.getpid()}.partial"
+            try:
+                write_index(index, temporary)
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                entry = FileEntry(bytes=temporary.stat().st_size, sha256=sha256_of(temporary))
+                name = f"index-{entry.sha256[:12]}.faiss"
+                is_new = not (folder / name).exists()
+                os.replace(temporary, folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+        manifest = IndexManifest(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            kind=kind, refine=refine, parameters=parameters, keyframes=len(descriptors), dimension=int(descriptors.shape[1]),
+            pair_id=pair_id, descriptors_sha256=descriptors_sha256, file_name=name, file=entry,
+            settings=settings or {}, trials=trials or [], note=note,
+        )  # fmt: skip
+        manifest.index_sha256 = _digest(manifest)
+        try:
             write_text_atomically(folder / INDEX, manifest.model_dump_json(indent=2) + "\n")
-            for old in [*folder.glob("index-*.faiss"), *folder.glob(".index-*.partial")]:
-                if old.name != name:
-                    old.unlink()  # a process that searches it keeps it open
+        except OSError:
+            if name is not None and is_new:
+                (folder / name).unlink()  # nothing names it
+            raise
+        for old in [*folder.glob("index-*.faiss"), *folder.glob(".index-*.partial")]:
+            if old.name != name:
+                old.unlink()  # a process that searches it keeps it open
     except OSError as error:
-        raise unwritable(folder / INDEX, error) from error
+        raise unwritable(folder / INDEX, error, _WRITABLE) from error
     return manifest
 
 
@@ -240,7 +273,11 @@ def read_index_file(gallery: Gallery, manifest: IndexManifest, *, mapped: bool =
         raise ArtefactError(f"{path} is missing", remedy=_REMEDY)
     if path.stat().st_size != manifest.file.bytes:
         raise ArtefactError(f"{path} has {path.stat().st_size} bytes", expected=f"{manifest.file.bytes}", remedy=_REMEDY)
-    if sha256_of(path) != manifest.file.sha256:
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror}", remedy="check its permissions and the disk") from error
+    if found != manifest.file.sha256:
         raise ArtefactError(f"{path} is damaged: its checksum differs from that in {INDEX}", remedy=_REMEDY)
     index = read_index(path, mapped=mapped)
     if (index.ntotal, index.d) != gallery.descriptors.shape:
@@ -260,20 +297,3 @@ def _check_unchanged(folder: Path, descriptors_sha256: str) -> None:
     """Raise ArtefactError where the gallery got other descriptors while its index was made."""
     if read_manifest(folder, "gallery").files[DESCRIPTORS].sha256 != descriptors_sha256:
         raise ArtefactError(f"the descriptors of gallery {folder} have changed while its index was built", remedy=_REMEDY)
-
-
-@contextmanager
-def locked_gallery(folder: Path) -> Iterator[None]:
-    """Keep other writers out. The folder itself is locked, so that no lock file stays in a finished gallery.
-
-    Raises:
-        ArtefactError: another process writes there.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ArtefactError(f"another process is writing to gallery {folder}", remedy="wait for it") from error
-    finally:
-        os.close(descriptor)

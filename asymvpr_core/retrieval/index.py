@@ -183,7 +183,7 @@ def write_index(index: faiss.Index, path: Path) -> None:
     try:
         faiss.write_index(index, str(path))
     except RuntimeError as error:
-        raise RetrievalError(f"index {path} cannot be written", remedy="free space or give another --out") from error
+        raise RetrievalError(f"index {path} cannot be written", remedy="free space, or check the permissions of the folder") from error
 
 
 @contextmanager

@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 from asymvpr_core.config import TrainSettings
 from asymvpr_core.errors import TrainingError
 from asymvpr_core.memory.origin import gallery_digest
-from asymvpr_core.memory.rows import RowFile
 from asymvpr_core.networks.frozen_prefix import FrozenPrefix
 from asymvpr_core.networks.query import QueryNetwork
 from asymvpr_core.progress import Progress
+from asymvpr_core.row_file import RowFile
 from asymvpr_core.training import hardware
 from asymvpr_core.training.data import GalleryImages, ImageLoader, Item
 from asymvpr_core.training.fit import TrainingImages
