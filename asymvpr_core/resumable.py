@@ -15,9 +15,7 @@ from typing import Any, BinaryIO
 from asymvpr_core.errors import ArtefactError
 from asymvpr_core.folder_exchange import check_exchange, exchange_folders
 from asymvpr_core.manifest import MANIFEST_NAME, sha256_of, write_atomically, write_text_atomically
-from asymvpr_core.work_folder import LOCK, STAGING, flush_folder, locked, remove_work, result_folder, staging_folder, unwritable
-
-_FINGERPRINT, _REPLACED = "fingerprint.json", "replaced"
+from asymvpr_core.work_folder import FINGERPRINT, LOCK, REPLACED, STAGING, flush_folder, locked, remove_work, result_folder, unwritable
 
 
 def build_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[Path, Path], None]) -> Path:
@@ -53,16 +51,19 @@ def replace_resumably(out: Path, fingerprint: dict[str, Any], build: Callable[[P
         ArtefactError: as `build_resumably`; or the file system cannot exchange two folders, which is told before the work.
     """
     out = Path(out)
-    clear_replaced(out)
     work = _work_of(out)
-    with staging_folder(out, work, worth_keeping=_holds_pieces) as staging:
+    clear_replaced(out)
+
+    def exchange(staging: Path) -> None:
+        flush_folder(staging)
+        # By this a later run knows, after a kill, that the staging folder holds what was replaced.
+        write_text_atomically(work / REPLACED, sha256_of(staging / MANIFEST_NAME))
+        exchange_folders(staging, out)
+
+    with result_folder(out, work, worth_keeping=_holds_pieces, replace=exchange) as staging:
         _check_fingerprint(work, json.loads(json.dumps(fingerprint)))
         check_exchange(work, out)
         build(work, staging)
-        flush_folder(staging)
-        # By this a later run knows, after a kill, that the staging folder holds what was replaced.
-        write_text_atomically(work / _REPLACED, sha256_of(staging / MANIFEST_NAME))
-        exchange_folders(staging, out)
     return out
 
 
@@ -73,7 +74,7 @@ def clear_replaced(out: Path) -> None:
         ArtefactError: another process works there, or it cannot be removed.
     """
     work = _work_of(Path(out))
-    marker = work / _REPLACED
+    marker = work / REPLACED
     try:
         if not marker.is_file():
             return
@@ -84,6 +85,10 @@ def clear_replaced(out: Path) -> None:
                 marker.unlink()
     except OSError as error:
         raise unwritable(work, error) from error
+
+
+def _work_of(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
 
 
 def save_piece(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -104,7 +109,7 @@ def _work_of(out: Path) -> Path:
 
 
 def _check_fingerprint(work: Path, mine: dict[str, Any]) -> None:
-    record = work / _FINGERPRINT
+    record = work / FINGERPRINT
     if record.exists() and _holds_pieces(work):
         try:
             theirs = json.loads(record.read_text(encoding="utf-8"))
@@ -125,4 +130,4 @@ def _holds_pieces(work: Path) -> bool:
     """Whether a second run could use anything of the work folder: bookkeeping, staging and half-written files are no work."""
     paths = [path for entry in work.iterdir() if entry.name != STAGING for path in (entry, *entry.rglob("*"))]
     names = [path.name for path in paths if path.is_file()]
-    return any(name not in (_FINGERPRINT, LOCK, _REPLACED) and not (name.startswith(".") and name.endswith(".partial")) for name in names)
+    return any(name not in (FINGERPRINT, REPLACED, LOCK) and not (name.startswith(".") and name.endswith(".partial")) for name in names)

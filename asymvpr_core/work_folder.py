@@ -17,50 +17,41 @@ from pathlib import Path
 from asymvpr_core.errors import ArtefactError
 
 LOCK, STAGING = "lock", "staging"
+FINGERPRINT, REPLACED = "fingerprint.json", "replaced"  # what `resumable` writes down there
 _held: set[Path] = set()  # the system's lock keeps out other processes, not another thread of this one
 _held_guard = threading.Lock()
 
 
 @contextmanager
-def result_folder(final: Path, work: Path, *, worth_keeping: Callable[[Path], bool]) -> Iterator[Path]:
+def result_folder(
+    final: Path, work: Path, *, worth_keeping: Callable[[Path], bool], replace: Callable[[Path], None] | None = None
+) -> Iterator[Path]:  # fmt: skip
     """Give `work/staging`, empty, and name it `final` when the block succeeds; then `work` is removed.
 
     Args:
         worth_keeping: whether a later command could use what `work` holds; asked when the block fails. What is not
             worth keeping is removed.
+        replace: puts the staging folder in the place of a `final` that exists; None: `final` is new.
 
     Raises:
         ArtefactError: `final` exists, cannot be written, or another process is making it; `work` is the user's own.
     """
     final, work = Path(final), Path(work)
     try:
-        _refuse_existing(final, work, worth_keeping)
-    except OSError as error:
-        raise unwritable(final, error) from error
-    with staging_folder(final, work, worth_keeping=worth_keeping) as staging:
-        refuse_existing(final)  # it may have come while the lock was not ours
-        yield staging
-        finish_folder(staging, final)
-
-
-@contextmanager
-def staging_folder(final: Path, work: Path, *, worth_keeping: Callable[[Path], bool]) -> Iterator[Path]:
-    """Give `work/staging`, empty, with `work` locked; the block itself has to put it in its place. Then `work` is removed.
-
-    Args:
-        final: what an error names.
-        worth_keeping: as for `result_folder`.
-
-    Raises:
-        ArtefactError: it cannot be written, another process works there, or `work` is the user's own.
-    """
-    staging = work / STAGING
-    try:
+        if replace is None:
+            _refuse_existing(final, work, worth_keeping)
         with locked(work):
             try:
+                if replace is None:
+                    refuse_existing(final)  # it may have come while the lock was not ours
                 staging.mkdir(exist_ok=True)  # never missing before the end: without it, the result has its name
-                _empty(staging)
+                for entry in staging.iterdir():
+                    _remove(entry)
                 yield staging
+                if replace is None:
+                    finish_folder(staging, final)
+                else:
+                    replace(staging)
             except BaseException:
                 if not worth_keeping(work):
                     remove_work(work)
@@ -94,16 +85,11 @@ def locked(work: Path) -> Iterator[None]:
 
 
 def remove_work(work: Path) -> None:
-    """Remove a work folder, by the process that has it locked.
-
-    Folders go first, and the lock last, so that nobody takes a half-removed one for a user's, or for work of another command.
-    """
-    for entry in sorted(work.iterdir(), key=lambda path: not path.is_dir()):
-        if entry.name != LOCK:
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+    """Remove a work folder, by the process that has it locked; what says whose it is goes last: a kill leaves no remains of nobody."""
+    order = [None, FINGERPRINT, REPLACED]
+    entries = [entry for entry in work.iterdir() if entry.name != LOCK]
+    for entry in sorted(entries, key=lambda entry: (not entry.is_dir(), order.index(entry.name) if entry.name in order else 0)):
+        _remove(entry)
     (work / LOCK).unlink()
     with suppress(OSError):  # another process has just put its own lock there
         work.rmdir()
@@ -156,12 +142,11 @@ def _refuse_existing(final: Path, work: Path, worth_keeping: Callable[[Path], bo
         raise
 
 
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 @contextmanager

@@ -181,7 +181,8 @@ def _add_pictures(
     if gallery.holds_images:
         shutil.copytree(gallery.path / IMAGES, staging / IMAGES, copy_function=link_or_copy)
     if new.layout == "bag":
-        shutil.copytree(work / IMAGES, staging / IMAGES, copy_function=link_or_copy, dirs_exist_ok=True)
+        half_written = shutil.ignore_patterns(".*.partial")
+        shutil.copytree(work / IMAGES, staging / IMAGES, copy_function=link_or_copy, dirs_exist_ok=True, ignore=half_written)
     if gallery.has_thumbnails:
         side_px = int(gallery.manifest.settings.get("thumbnail_side_px") or 0)
         shutil.copytree(gallery.path / THUMBNAILS, staging / THUMBNAILS, copy_function=link_or_copy)

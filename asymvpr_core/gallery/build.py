@@ -131,7 +131,7 @@ def write_descriptors(
     count = 0 if before is None else len(before)
     with RowFile(staging / DESCRIPTORS, (count + len(features), dimension), np.dtype(dtype)) as descriptors:
         for start in range(0, count, _BLOCK):
-            descriptors.write(start, before[start : min(start + _BLOCK, count)])  # type: ignore[index]
+            descriptors.write(start, before[start : start + _BLOCK])  # type: ignore[index]
         row = count
         for block in [features] if projection is None else projection.blocks(features):
             finite = np.isfinite(block).all(axis=1)

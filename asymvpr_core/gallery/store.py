@@ -196,7 +196,7 @@ class Gallery:
         return data
 
     def read_image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB picture of keyframe `index`. Raises ImageError when it cannot be read or is damaged."""
+        """(H, W, 3) uint8 RGB picture of keyframe `index`. Raises as `read_encoded`, or ImageError when it cannot be decoded."""
         return decode_image(self.read_encoded(index), str(self.image_path(index)))
 
 

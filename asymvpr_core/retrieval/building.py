@@ -42,12 +42,12 @@ def index_gallery(
     """
     read_manifest(gallery_path, "gallery")  # a folder that is none is refused as such
     with locked_gallery(Path(gallery_path)):  # from the start: two measurements at once would disturb each other, and one be for nothing
-        return _index_gallery(gallery_path, settings, every_kind=every_kind, verify=verify, why=why, progress=progress)
+        return _index_gallery(gallery_path, settings, every_kind, verify, why, progress)
 
 
 def _index_gallery(
-    gallery_path: Path, settings: IndexSettings, *, every_kind: bool, verify: bool, why: str, progress: Progress
-) -> IndexManifest:
+    gallery_path: Path, settings: IndexSettings, every_kind: bool, verify: bool, why: str, progress: Progress
+) -> IndexManifest:  # fmt: skip
     gallery = Gallery.open(gallery_path, verify=verify)
     if DESCRIPTORS not in gallery.manifest.files:
         raise ArtefactError(f"the manifest of gallery {gallery_path} does not list {DESCRIPTORS}", remedy="rebuild the gallery")

@@ -136,10 +136,10 @@ class GalleryIndex:
 
 @contextmanager
 def locked_gallery(folder: Path) -> Iterator[None]:
-    """Keep other writers out of a gallery until the block ends. The folder itself is locked, so that no lock file stays in a gallery.
+    """Keep other writers out until the block ends. The folder itself is locked, so that no lock file stays in a gallery.
 
     Raises:
-        ArtefactError: another process is writing there, there is no such folder, or it cannot be written.
+        ArtefactError: another process writes there, there is no such folder, or it cannot be written.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -163,7 +163,7 @@ def save_index(
 ) -> IndexManifest:  # fmt: skip
     """Write an index into the gallery folder: its file first, then `index.json`; the one before stays valid until then.
 
-    To be called inside of `locked_gallery`, or on a folder that nobody knows yet.
+    To be called inside of `locked_gallery`, unless nobody else knows the folder yet.
 
     Raises:
         RetrievalError, ArtefactError: the folder cannot be written.
@@ -171,6 +171,7 @@ def save_index(
     name, entry, is_new = None, None, False
     _check_unchanged(folder, descriptors_sha256)
     try:
+        _check_unchanged(folder, descriptors_sha256)
         if index is not None:
             temporary = folder / f".index-{os.getpid()}.partial"
             try:
