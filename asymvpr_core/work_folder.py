@@ -37,6 +37,7 @@ def result_folder(
         ArtefactError: `final` exists, cannot be written, or another process is making it; `work` is the user's own.
     """
     final, work = Path(final), Path(work)
+    staging = work / STAGING
     try:
         if replace is None:
             _refuse_existing(final, work, worth_keeping)

@@ -169,7 +169,6 @@ def save_index(
         RetrievalError, ArtefactError: the folder cannot be written.
     """
     name, entry, is_new = None, None, False
-    _check_unchanged(folder, descriptors_sha256)
     try:
         _check_unchanged(folder, descriptors_sha256)
         if index is not None:
