@@ -104,10 +104,6 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
-def _work_of(out: Path) -> Path:
-    return out.with_name(out.name + ".partial")
-
-
 def _check_fingerprint(work: Path, mine: dict[str, Any]) -> None:
     record = work / FINGERPRINT
     if record.exists() and _holds_pieces(work):
