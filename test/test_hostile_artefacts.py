@@ -158,7 +158,8 @@ def test_a_thumbnail_that_is_a_bomb_is_refused_by_its_header():
 
 def test_a_picture_that_is_a_bomb_is_refused_by_its_header(street: Path):
     gallery = Gallery.open(street)
-    gallery.image_path(0).write_bytes(jpeg_of_declared_size(65_000, 65_000))
+    put(street, str(gallery.image_path(0).relative_to(street)), jpeg_of_declared_size(65_000, 65_000))
+    gallery = Gallery.open(street)
     with pytest.raises(DatasetError, match=r"00000\.png is 65000 x 65000; expected at most"):
         gallery.read_image(0)
 

@@ -70,7 +70,7 @@ def test_threshold_is_inclusive_and_reported(score, accepted):
     assert result.accepted is accepted
     assert (result.covariance is not None) is accepted
     if not accepted:
-        assert result.reason == f"best score {score:.3f} is below the threshold 0.550"
+        assert result.reason == f"best score {score:.3f} is below the threshold 0.500"
         assert len(result.candidates) == 5  # candidates are given before any threshold
 
 
