@@ -78,12 +78,6 @@ def test_failed_recording_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_recording_killed_earlier_is_replaced(tmp_path):
-    (tmp_path / ".bag.partial" / "bag").mkdir(parents=True)
-    drive(tmp_path / "bag", frames=2)
-    assert [p.name for p in tmp_path.iterdir()] == ["bag"]
-
-
 def test_writer_refuses_what_it_cannot_do(tmp_path):
     drive(tmp_path / "bag", frames=1)
     with pytest.raises(BagError, match="bag exists already; remove it"), BagWriter(tmp_path / "bag"):
