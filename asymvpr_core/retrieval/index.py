@@ -16,6 +16,9 @@ from asymvpr_core.errors import RetrievalError
 _CHUNK = 65536  # rows converted to float32 at a time: descriptors may be a memory map larger than memory
 _SLACK = 8  # rows beyond k: more of them with one and the same score are rare
 _REMEDY = "build it anew with 'asymvpr index build'"
+# What FAISS may allocate for one list when it reads an index, in sizes of its file. It counts a table of inverted lists with product
+# codes that it makes itself (not for inner products, but it counts it): 16 P bytes a list here, beside the 4 P of its centroid in the file.
+_TIMES_FILE = 4
 _LIMITS = threading.Lock()  # those of FAISS hold for the process, and galleries are opened beside frames
 _NEEDED = ("IndexRaBitQ", "MaybeOwnedVectorUInt8", "IO_FLAG_MMAP_IFC")  # came with FAISS 1.11
 
@@ -188,7 +191,7 @@ def write_index(index: faiss.Index, path: Path) -> None:
 
 @contextmanager
 def _no_more_than(file_bytes: int) -> Iterator[None]:
-    """Keep FAISS from allocating more for any list of an index than its file holds: it would fill what a header declares with zeros.
+    """Keep FAISS from allocating much more for any list of an index than its file holds: it would fill what a header declares with zeros.
 
     FAISS has these limits since 1.14, for the process; before that, only the checksum stands between the file and memory.
     """
@@ -197,7 +200,7 @@ def _no_more_than(file_bytes: int) -> Iterator[None]:
         return
     with _LIMITS:
         previous = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
-        faiss.set_deserialization_vector_byte_limit(max(file_bytes, 1))
+        faiss.set_deserialization_vector_byte_limit(max(_TIMES_FILE * file_bytes, 1))
         faiss.set_deserialization_loop_limit(max(file_bytes, 1))
         try:
             yield
