@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from asymvpr_core.config import MatcherSettings
+from asymvpr_core.retrieval import candidates
 from asymvpr_core.retrieval.bayes import standardised_evidence
 from asymvpr_core.retrieval.gate import OdometryGate
 from asymvpr_core.retrieval.index import build_index
@@ -322,3 +323,17 @@ def test_drift_grows_with_the_way():
     yaw = math.radians(10.0)
     np.testing.assert_allclose(np.diag(covariance), [1.0, 1.0 + (5 * yaw) ** 2, yaw**2])
     assert np.linalg.eigvalsh(covariance).min() > 0
+
+
+def test_the_filter_looks_at_fewer_keyframes_the_longer_descriptors_are():
+    assert [candidates.breadth(d) for d in (64, 512, 1024, 8448, 12288)] == [2048, 2048, 1024, 128, 128]
+
+
+def test_a_gallery_of_which_only_the_best_are_scored_is_driven_through_alike(monkeypatch):
+    """32 of 160 keyframes are scored: the same places are accepted, and none wrong."""
+    ring = Ring()
+    whole = drive(matcher(ring), ring, steps(45.0, 75.0))
+    monkeypatch.setattr(candidates, "breadth", lambda dimension: 32)
+    narrow = drive(matcher(ring), ring, steps(45.0, 75.0))
+    assert sum(right for _, right in narrow) >= 0.9 * sum(right for _, right in whole) > 0
+    assert all(right for answer, right in narrow if answer.accepted)

@@ -190,7 +190,9 @@ class BayesFilter:
         observations = observations * stayed + share
         outside = predicted.outside * (1.0 - enter * len(found.indices) / count)
         if len(found.scores):
-            scores = np.full(len(indices), float(found.scores[-1]))
+            # A keyframe whose score was not asked for has at most the last one's, and in all likelihood a usual one.
+            usual = float(np.median(found.reference)) if len(found.reference) else math.inf
+            scores = np.full(len(indices), min(float(found.scores[-1]), usual))
             scores[seen] = found.scores
             masses *= np.exp(share * self._likelihood(scores, found.reference))
         total = float(masses.sum()) + outside

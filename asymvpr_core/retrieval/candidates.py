@@ -13,11 +13,13 @@ from asymvpr_core.retrieval.odometry import Moment
 from asymvpr_core.retrieval.places import KeyframePlaces
 from asymvpr_core.types import Match
 
-# The filter looks at so many keyframes a frame. Up to here it sees all of a gallery, so that its cost is O(N);
-# beyond, keyframes that are not among the best have the score of the last one that is, an upper bound.
-BREADTH = 2048
-# Scores that say what is usual between a frame and any keyframe: median and spread of so many are known to about 5 %.
-_REFERENCE = 512
+# Values of descriptors that a frame may be compared with beyond its nearest keyframes: at more than some hundred dimensions
+# thousands of keyframes would take longer than the network.
+_COMPARED_VALUES = 1 << 20
+# The filter looks at so many keyframes a frame, by dimension. Up to there it sees all of a gallery, so that its cost is O(N).
+_FEWEST, _MOST = 128, 2048
+# Scores that say what is usual between a frame and any keyframe: median and spread of 512 are known to about 5 %, of 128 to 10 %.
+_MOST_REFERENCE = 512
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class TimeExclusion:
         return f"all {count} keyframes were taken within {self.seconds:g} s of the frame"
 
 
+def breadth(dimension: int) -> int:
+    """How many keyframes the filter is given the scores of, for descriptors of this dimension: 2048 up to 512-D, 128 from 8192-D on."""
+    return min(max(_COMPARED_VALUES // dimension, _FEWEST), _MOST)
+
+
 class CandidateSearch:
     """Finds the best allowed keyframes of a descriptor."""
 
@@ -71,7 +78,7 @@ class CandidateSearch:
 
         Args:
             rows: indices (R,) -> their descriptors (R, D); for the reference scores of a large gallery.
-            broad: give the scores of all keyframes (of the best `BREADTH` of a large gallery), which the filter needs.
+            broad: give the scores of all keyframes (of the best `breadth` of a large gallery), which the filter needs.
         """
         self._places, self._index, self._rows, self._exclusion = places, index, rows, exclusion
         self._top_k, self._broad = top_k, broad
@@ -84,7 +91,7 @@ class CandidateSearch:
             RetrievalError: another dimension, or a descriptor that is not finite.
         """
         excluded = self._exclusion(moment)
-        wanted = max(self._top_k, BREADTH) if self._broad else self._top_k
+        wanted = max(self._top_k, breadth(len(descriptor))) if self._broad else self._top_k
         # Asking for as many more as can drop out keeps the best exact.
         scores, indices = search(self._index, descriptor[np.newaxis], wanted + len(excluded))
         allowed = ~np.isin(indices[0], excluded) if len(excluded) else np.ones(indices.shape[1], dtype=bool)
@@ -103,7 +110,7 @@ class CandidateSearch:
             return scores  # all of them
         indices, rows = self._sample
         if len(self._places) > 1.1 * (indices[-1] + 1 if len(indices) else 0):  # the gallery has grown
-            indices = np.linspace(0, len(self._places) - 1, _REFERENCE).astype(np.int64)
+            indices = np.linspace(0, len(self._places) - 1, min(breadth(len(descriptor)), _MOST_REFERENCE)).astype(np.int64)
             rows = np.asarray(self._rows(indices), dtype=np.float32)
             self._sample = indices, rows
         return (rows @ descriptor)[~np.isin(indices, excluded)]
