@@ -142,7 +142,8 @@ def test_a_node_that_took_a_value_configures_or_says_why_not(node: PlaceRecognit
 def test_a_parameter_message_whose_type_and_value_differ_is_refused(node: PlaceRecognitionNode):
     message = ParameterMessage(name="top_k", value=ParameterValue(type=4, string_value="five", integer_value=5))
     (result,) = node.set_parameters([Parameter.from_parameter_msg(message)])
-    assert not result.successful and result.reason == "Wrong parameter type, expected '2' got '4'"  # rclpy's own words
+    # rclpy's own words, which differ between Jazzy and Kilted.
+    assert not result.successful and result.reason.startswith("Wrong parameter type, expected ")
 
 
 def _value(parameter: Parameter) -> Any:

@@ -113,4 +113,5 @@ class CandidateSearch:
             indices = np.linspace(0, len(self._places) - 1, min(breadth(len(descriptor)), _MOST_REFERENCE)).astype(np.int64)
             rows = np.asarray(self._rows(indices), dtype=np.float32)
             self._sample = indices, rows
-        return (rows @ descriptor)[~np.isin(indices, excluded)]
+        # Not `@`: that is BLAS, whose threads take every core for it and spin on for a while.
+        return np.einsum("rd,d->r", rows, descriptor)[~np.isin(indices, excluded)]
