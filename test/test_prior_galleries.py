@@ -59,8 +59,7 @@ def test_a_recogniser_matches_against_several_galleries(town):
 
 def test_the_filter_over_several_galleries_is_that_over_one(tmp_path, monkeypatch):
     """A gallery so large that the filter samples rows of it: those of two galleries have to be those of one with all keyframes."""
-    monkeypatch.setattr("asymvpr_core.retrieval.candidates.BREADTH", 8)
-    monkeypatch.setattr("asymvpr_core.retrieval.candidates._REFERENCE", 10)
+    monkeypatch.setattr("asymvpr_core.retrieval.candidates.breadth", lambda dimension: 8)
     rows = unit_rows(60, 16)
     whole = Gallery.open(make_gallery(tmp_path / "whole", rows, np.zeros(60, int)))
     parts = [make_gallery(tmp_path / name, part, np.zeros(len(part), int)) for name, part in (("a", rows[:25]), ("b", rows[25:]))]
