@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class OnnxRuntimeSession:
                 f"onnxruntime {onnxruntime.__version__} on this machine has no provider '{provider}'; it has {known}",
                 remedy=_REMEDIES.get(provider),
             )
+        _refuse_weights_elsewhere(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -99,6 +101,21 @@ def provider_chain(provider: str, precision: str, cache: Path | None) -> list[An
     if cache is not None:
         options |= {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(cache), "trt_timing_cache_enable": True}
     return [(PROVIDERS["tensorrt"], options), PROVIDERS["cuda"], cpu]
+
+
+def _refuse_weights_elsewhere(path: Path) -> None:
+    """Raise DeployError for an ONNX file that names other files for its weights: releases before 1.24 read them wherever they lie.
+
+    Such a TensorProto has an entry of key "location" among its `external_data`: field 1 of 8 characters, then field 2.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        return  # said by onnxruntime
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"\x0a\x08location\x12") >= 0:
+            raise DeployError(
+                f"{path} is refused by asymvpr: it names other files for its weights", expected="all weights in the file itself",
+                remedy=EXPORT_AGAIN,
+            )  # fmt: skip
 
 
 def _port(node: Any) -> Port:
