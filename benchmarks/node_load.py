@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import array
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,14 +23,13 @@ from typing import Any
 
 import machine
 import numpy as np
+from live_node import PROFILE, cpu_s, node_words, private_domain, running
 from made_up import made_up_gallery, made_up_model
 from record import Record
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-PROFILE = REPOSITORY / "config" / "fastdds_shm.xml"
 # width, height, rate of each camera [Hz], cameras
 STREAMS = ((640, 480, 30.0, 1), (1920, 1080, 15.0, 1), (640, 480, 30.0, 4))
-READY_S, STOP_S = 60.0, 20.0
+READY_S = 60.0
 
 
 def send(width: int, height: int, rate_hz: float, cameras: int, seconds: float, compressed: bool) -> int:
@@ -91,14 +88,7 @@ def measure(
     Raises:
         RuntimeError: the node did not become active, with the end of its log.
     """
-    environment = os.environ | {
-        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp",
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
-    }
-    if profile is not None:
-        environment["FASTDDS_DEFAULT_PROFILES_FILE"] = str(profile)
+    environment = private_domain(profile)
     names = ",".join(f"camera{i}" for i in range(cameras))
     arguments = {
         "gallery_path": gallery,
@@ -107,38 +97,25 @@ def measure(
         "transport": "compressed" if compressed else "raw",
         "threads": threads,
     }
-    node_command = [sys.executable, "-m", "asymvpr_ros.place_recognition_node", "--ros-args"]
-    node_command += [word for name, value in arguments.items() for word in ("-p", f"{name}:={value}")]
     stream = [str(width), str(height), str(rate_hz), str(cameras), str(seconds), str(int(compressed))]
-    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "node.log", "wb") as log:
-        recording = Path(folder) / "recording.jsonl"
-        recorder_command = [sys.executable, "-m", "asymvpr_ros.match_recorder", "--out", str(recording)]
-        node = subprocess.Popen(node_command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        recorder = subprocess.Popen(recorder_command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-        try:
-            before = _wait_for_status(recording, node, Path(folder) / "node.log")
-            cpu_before = _cpu_s(node.pid)
+    with tempfile.TemporaryDirectory() as folder:
+        recording, log = Path(folder) / "recording.jsonl", Path(folder) / "node.log"
+        recorder_words = ["-m", "asymvpr_ros.match_recorder", "--out", str(recording)]
+        with running(node_words(arguments), environment, log) as node, running(recorder_words, environment):
+            before = _wait_for_status(recording, node, log)
+            cpu_before = cpu_s(node.pid)
             words = [sys.executable, __file__, "--send", *stream]
             sender = subprocess.run(words, env=environment, check=True, capture_output=True, text=True, timeout=READY_S + 3 * seconds + 30)
-            cpu_s = _cpu_s(node.pid) - cpu_before
+            used_s = cpu_s(node.pid) - cpu_before
             memory = machine.resident_bytes(node.pid)
             time.sleep(1.5)  # the next report
             after = _statuses(recording)[-1]
-        finally:
-            for process in (recorder, node):
-                process.send_signal(signal.SIGINT)
-            for process in (recorder, node):
-                try:
-                    process.wait(timeout=STOP_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
     counts = {name: int(after[f"frames_{name}"]) - int(before[f"frames_{name}"]) for name in ("received", "processed", "dropped", "failed")}
     return {
         "width": width, "height": height, "rate_hz": rate_hz, "cameras": cameras, "seconds": seconds, "compressed": compressed,
         "sent": int(sender.stdout.split()[-1]), **counts,
         "latency_ms_p50": float(after["latency_ms_p50"]), "latency_ms_p95": float(after["latency_ms_p95"]),
-        "threads": threads, "node_cpu_share": round(cpu_s / seconds, 3), "node_memory_mb": memory / 1e6,
+        "threads": threads, "node_cpu_share": round(used_s / seconds, 3), "node_memory_mb": memory / 1e6,
     }  # fmt: skip
 
 
@@ -159,12 +136,6 @@ def _wait_for_status(recording: Path, node: subprocess.Popen[bytes], log: Path) 
             return found[-1]
         time.sleep(0.1)
     raise RuntimeError(f"the node did not become active:\n{log.read_text(encoding='utf-8')[-2000:]}")
-
-
-def _cpu_s(pid: int) -> float:
-    """CPU time of a process so far, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main(argv: list[str] | None = None) -> int:
